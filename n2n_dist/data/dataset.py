@@ -1,0 +1,177 @@
+"""From a place in the order to a crop: the data set, the loader, and what happens to damaged samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from n2n_dist.data.order import Order
+from n2n_dist.data.shard import Index, read_pixels
+from n2n_dist.errors import Refusal
+from n2n_dist.noise import keys
+
+
+@dataclass
+class DataSettings:
+    """Where samples come from and how they are grouped."""
+
+    shards: Any = "shards/demo/train"
+    """Folder of shards, or a list of folders that are read as one."""
+    validation: Any = None
+    """Folder of shards to validate on, or a mapping {name: folder}; null for no validation."""
+    crop: int = 128
+    """Height and width of a training crop in pixels."""
+    batch: int = 16
+    """Global batch: crops in one optimiser step, over all ranks."""
+    workers: int = 1
+    """Loader processes on each rank; 0 reads in the training process. Does not change the samples."""
+    streams: int | None = None
+    """Places of the shuffled epoch that a batch mixes; divides the batch. Default: its largest divisor up to 64."""
+    max_bad: float = 0.001
+    """Largest tolerated share of samples that cannot be read; they are replaced and named."""
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("crop", 8), ("batch", 1), ("workers", 0)):
+            if getattr(self, name) < smallest:
+                raise Refusal(f"data.{name} {getattr(self, name)}: must be {smallest} or more")
+        if not 0 <= self.max_bad <= 1:
+            raise Refusal(f"data.max_bad {self.max_bad}: must be between 0 and 1")
+        folder_list(self.shards, "data.shards")
+
+
+@dataclass
+class Batch:
+    """Crops of one rank's slice of a global batch."""
+
+    positions: torch.Tensor
+    """Place of each sample in the run, int64 [B]."""
+    samples: torch.Tensor
+    """Number of each sample in the index, int64 [B]."""
+    images: torch.Tensor
+    """float32 [B, K, C, H, W], black 0 and white 1. K = 1: the image itself; K = 2: input and target capture."""
+    bad: list[str] = field(default_factory=list)
+    """Samples that could not be read and were replaced."""
+
+    def pin_memory(self) -> Batch:
+        """Move the crops to page-locked memory, from which a GPU copies without waiting."""
+        return replace(self, images=self.images.pin_memory())
+
+
+class CropDataset(torch.utils.data.Dataset):
+    """Maps (position, sample number) to a crop; a pure function of these and the seed."""
+
+    def __init__(self, index: Index, seed: int, crop: int, source: str) -> None:
+        """Check that every sample can give what is asked for.
+
+        Args:
+            index: the shards.
+            seed: keys the crop, the flips and the choice of captures.
+            crop: height and width in pixels.
+            source: `image` (the first capture), `captures` (two different captures of the scene, input and target)
+                or `supervised` (a capture and the clean reference).
+
+        Raises:
+            Refusal: a shard has samples that are too small, have too few captures, or no reference.
+
+        """
+        for path, shard in zip(index.paths, index.shards, strict=True):
+            if min(shard.smallest) < crop:
+                height, width = shard.smallest
+                raise Refusal(f"data.crop {crop}: {path} has tiles down to {height}x{width}; lower it, or leave small images out")
+            if source == "captures" and shard.captures < 2:
+                raise Refusal(f"pairs.source captures: {path} has samples with one capture; build with --captures folder")
+            if source == "supervised" and not shard.clean:
+                raise Refusal(f"pairs.supervised: {path} has samples without KEY.clean")
+        self.index = index
+        self.seed = seed
+        self.crop = crop
+        self.source = source
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, int, torch.Tensor, list[str]]:
+        """Read a crop; one that cannot be read is replaced by a sample that only the position chooses."""
+        position, sample = place
+        bad: list[str] = []
+        for attempt in range(100):
+            try:
+                return position, sample, self._read(position, sample), bad
+            except Refusal as refusal:
+                bad.append(str(refusal))
+                sample = keys.integer(self.seed, position, f"replacement-{attempt}", len(self.index))
+        raise Refusal(f"data.shards: 100 samples in a row cannot be read, the last one: {bad[-1]}")
+
+    def _read(self, position: int, number: int) -> torch.Tensor:
+        def draw(purpose: str, bound: int) -> int:
+            return keys.integer(self.seed, position, purpose, bound)
+
+        tar, sample = self.index.sample(number)
+        height, width, _ = sample.shape
+        window = (draw("top", height - self.crop + 1), draw("left", width - self.crop + 1), self.crop, self.crop)
+        members = [sample.captures[0]]
+        if self.source == "captures":
+            first = draw("capture", len(sample.captures))
+            other = (first + 1 + draw("other-capture", len(sample.captures) - 1)) % len(sample.captures)
+            members = [sample.captures[first], sample.captures[other]]
+        elif self.source == "supervised":
+            members = [sample.captures[draw("capture", len(sample.captures))], sample.clean]
+        crops = np.stack([read_pixels(tar, sample, member, window) for member in members])
+        # one of the eight symmetries of the square
+        crops = np.rot90(crops, draw("quarter-turns", 4), axes=(1, 2))
+        crops = crops[:, :, ::-1] if draw("flip", 2) else crops
+        return torch.from_numpy(np.ascontiguousarray(crops.transpose(0, 3, 1, 2)))
+
+
+class RankOrder(torch.utils.data.Sampler):
+    """One rank's slice of every batch, cut into micro-batches: lists of (position, sample number)."""
+
+    def __init__(self, order: Order, samples_seen: int, rank: int, world_size: int, micro_batch: int) -> None:
+        """Start after `samples_seen` samples."""
+        self.order = order
+        self.samples_seen = samples_seen
+        self.share = order.batch_size // world_size
+        self.first = rank * self.share
+        self.micro_batch = micro_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Go on for ever; the loop counts steps."""
+        samples_seen = self.samples_seen
+        while True:
+            batch = self.order.batch(samples_seen).tolist()
+            for start in range(self.first, self.first + self.share, self.micro_batch):
+                yield [(samples_seen + i, batch[i]) for i in range(start, start + self.micro_batch)]
+            samples_seen += self.order.batch_size
+
+
+def collate(items: Sequence[tuple[int, int, torch.Tensor, list[str]]]) -> Batch:
+    """Stack crops; images of different channel counts cannot be in one run."""
+    positions, samples, images, bad = zip(*items, strict=True)
+    return Batch(torch.tensor(positions), torch.tensor(samples), torch.stack(images), [m for b in bad for m in b])
+
+
+def make_loader(dataset: CropDataset, places: RankOrder, workers: int, device: torch.device) -> torch.utils.data.DataLoader:
+    """Read micro-batches ahead in `workers` processes."""
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=places,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+    )
+
+
+def folder_list(value: Any, name: str) -> list[Path]:
+    """Read a setting that is one folder or a list of folders."""
+    folders = [value] if isinstance(value, str) else value
+    if not isinstance(folders, list) or not folders or not all(isinstance(f, str) for f in folders):
+        raise Refusal(f"{name} {value!r}: give a folder of shards or a list of folders")
+    return [Path(folder) for folder in folders]
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,89 @@
+"""Which sample comes when: a pure function of (seed, samples seen).
+
+One epoch is a line of samples: the shards permuted, the samples shuffled inside each shard, all concatenated.
+The line is cut into C equal spans; stream c walks through span c and gives its next B / C samples to every
+batch, so that a batch mixes C places of the line while only C shards are in use at a time. No sample repeats
+in an epoch, and the tail that does not fill a batch is shorter than B and another one in every epoch.
+
+Randomness comes from the raw output of a counter-based bit generator (Philox, Salmon et al. 2011), which numpy
+keeps stable between releases, unlike its shuffles.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import numpy as np
+
+from n2n_dist.errors import Refusal
+
+MAX_STREAMS = 64
+
+
+class Order:
+    """The batches of a run over shards of the given sizes."""
+
+    def __init__(self, sizes: np.ndarray, seed: int, batch: int, streams: int | None = None) -> None:
+        """Cut the epoch's line.
+
+        Args:
+            sizes: samples of each shard, int64 [shards].
+            seed: chooses the order.
+            batch: B, samples in a global batch.
+            streams: C, which must divide B; default the largest divisor of B up to 64.
+
+        Raises:
+            Refusal: fewer samples than B, or a C that does not divide B.
+
+        """
+        total = int(np.sum(sizes))
+        if total < batch:
+            raise Refusal(f"data.batch {batch}: more than the {total} samples of data.shards; lower it to {total} or less")
+        self.streams = streams or max(c for c in range(1, min(batch, MAX_STREAMS) + 1) if batch % c == 0)
+        if self.streams < 1 or batch % self.streams:
+            raise Refusal(f"data.streams {streams}: must divide data.batch {batch}")
+        self.sizes = np.asarray(sizes, np.int64)
+        self.seed = seed
+        self.batch_size = batch
+        self.batches_per_epoch = total // batch
+        self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self._epoch = functools.lru_cache(maxsize=2)(self._permute_shards)
+        self._inside = functools.lru_cache(maxsize=4 * self.streams)(self._permute_samples)
+
+    def batch(self, samples_seen: int) -> np.ndarray:
+        """Return the numbers of the next B samples, int64 [B].
+
+        Args:
+            samples_seen: samples that came before, a multiple of B.
+
+        """
+        epoch, step = divmod(samples_seen // self.batch_size, self.batches_per_epoch)
+        share = self.batch_size // self.streams
+        span = self.batches_per_epoch * share
+        line = np.arange(self.streams)[:, None] * span + step * share + np.arange(share)
+        return self._at(epoch, line.ravel())
+
+    def _at(self, epoch: int, line: np.ndarray) -> np.ndarray:
+        """Return the samples at the given places of an epoch's line."""
+        shards, ends = self._epoch(epoch)
+        places = np.searchsorted(ends, line, side="right")
+        numbers = np.empty_like(line)
+        for place in np.unique(places):
+            chosen = places == place
+            shard = int(shards[place])
+            offsets = line[chosen] - (ends[place] - self.sizes[shard])
+            numbers[chosen] = self._starts[shard] + self._inside(epoch, shard)[offsets]
+        return numbers
+
+    def _permute_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        shards = _permutation(len(self.sizes), f"{self.seed}/{epoch}")
+        return shards, np.cumsum(self.sizes[shards])
+
+    def _permute_samples(self, epoch: int, shard: int) -> np.ndarray:
+        return _permutation(int(self.sizes[shard]), f"{self.seed}/{epoch}/{shard}")
+
+
+def _permutation(count: int, name: str) -> np.ndarray:
+    words = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), np.uint64)
+    return np.argsort(np.random.Philox(key=words).random_raw(count), kind="stable")

@@ -1,0 +1,34 @@
+"""The one error for what a user can put right."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Refusal(Exception):
+    """Input or settings that cannot be worked with: names the key or file, the value and the remedy."""
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a script's main function and exit with its code.
+
+    Exit codes: 0 done, 2 a refusal (one clear message, no traceback), 1 anything else.
+    With several processes only rank 0 prints a refusal: the others raise the same one.
+    """
+    try:
+        command()
+    except Refusal as refusal:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {refusal}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def write_error_file(run_dir: Path, error: BaseException) -> None:
+    """Leave the last error of a run in `RUN/error.txt`: a launcher's own traceback buries ours."""
+    text = str(error) if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
+    if run_dir.is_dir():
+        (run_dir / "error.txt").write_text(text.rstrip() + "\n")

@@ -1,0 +1,98 @@
+"""Perceptual loss: distance between the features of a frozen VGG-16 (Johnson et al. 2016, Simonyan & Zisserman 2015)."""
+
+from __future__ import annotations
+
+import urllib.error
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+
+from n2n_dist.errors import Refusal
+
+LAYERS = {
+    f"relu{block}_{conv}": index
+    for block, indices in enumerate(((1, 3), (6, 8), (11, 13, 15), (18, 20, 22), (25, 27, 29)), start=1)
+    for conv, index in enumerate(indices, start=1)
+}
+"""Position of each named layer in torchvision's `vgg16().features`."""
+BUNDLED = Path(__file__).parent.parent / "weights" / "vgg16_relu3_3_fp16.safetensors"
+"""ImageNet weights up to relu3_3, part of the package."""
+
+
+class VGGFeatures(nn.Module):
+    """Frozen ImageNet features at the named layers: [N, 1 or 3, H, W] in [0, 1] -> a list of [N, C, H', W']."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, layers: Sequence[str], weights: Path | None = None) -> None:
+        """Load the weights.
+
+        Args:
+            layers: names such as `relu3_3`.
+            weights: a safetensors file with torchvision's keys (`features.0.weight`, ...); default: the bundled
+                one up to relu3_3, torchvision's own download for deeper layers.
+
+        Raises:
+            Refusal: an unknown layer, or weights that are missing or do not reach the deepest layer.
+
+        """
+        super().__init__()
+        unknown = [layer for layer in layers if layer not in LAYERS]
+        if unknown or not layers:
+            raise Refusal(f"loss.layers {list(layers)}: unknown or empty; choose from {', '.join(LAYERS)}")
+        self.taps = sorted(LAYERS[layer] for layer in layers)
+        self.features = torchvision.models.vgg16(weights=None, init_weights=False).features[: self.taps[-1] + 1]
+        self.features.load_state_dict(_read_weights(self.taps[-1], weights, self.features.state_dict().keys()))
+        for layer in self.features:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # a tapped map must not be changed by the next layer
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Return the features, shallowest layer first; a grey image is repeated to three channels."""
+        x = (image.expand(-1, 3, -1, -1) - self.mean) / self.std
+        found = []
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.taps:
+                found.append(x)
+        return found
+
+
+def perceptual(features: nn.Module, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of features, averaged over the layers; no gradient flows to the target."""
+    with torch.no_grad():
+        wanted = features(target)
+    distances = [(a.float() - b.float()).abs().mean() for a, b in zip(features(prediction), wanted, strict=True)]
+    return torch.stack(distances).mean()
+
+
+def _read_weights(last: int, path: Path | None, wanted: Sequence[str]) -> dict[str, torch.Tensor]:
+    if path is None and last > LAYERS["relu3_3"]:
+        try:
+            weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            raise Refusal(
+                f"loss.layers: layers deeper than relu3_3 need torchvision's VGG-16 weights, and their download "
+                f"failed ({error}); set loss.weights to a safetensors file of them, or use layers up to relu3_3"
+            ) from None
+    else:
+        path = path or BUNDLED
+        try:
+            weights = safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise Refusal(
+                f"{path}: the weights of VGG-16 cannot be read ({error}); install the package again, or set "
+                "loss.weights to a safetensors file with the keys of torchvision's vgg16"
+            ) from None
+    missing = [name for name in wanted if f"features.{name}" not in weights]
+    if missing:
+        raise Refusal(f"{path}: has no features.{missing[0]}; loss.layers needs deeper weights than this file holds")
+    return {name: weights[f"features.{name}"].float() for name in wanted}

@@ -1,0 +1,1 @@
+"""The denoiser: blocks, the residual U-Net, and its weights file."""

@@ -1,0 +1,109 @@
+"""The parts of the ResUNet, each idea one small class. Feature maps are [N, C, H, W]."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales every channel by a gate computed from the channels' means (Hu et al. 2018).
+
+    In training the mean is over the crop. A larger map is averaged over a sliding window of the size
+    seen in training, so that the gates keep their meaning and tiles agree with the whole image
+    (test-time local conversion, Chu et al. 2022).
+    """
+
+    def __init__(self, channels: int, reduction: int = 8) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, max(4, channels // reduction), 1)
+        self.excite = nn.Conv2d(max(4, channels // reduction), channels, 1)
+        self.window = 0
+        """Height and width of the averaged window in pixels of this map; 0: the whole map."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
+        if 0 < self.window < max(x.shape[-2:]):
+            mean = _sliding_mean(_sliding_mean(x, self.window, -1), self.window, -2)
+        else:
+            mean = x.mean((2, 3), keepdim=True)
+        return x * torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with squeeze-and-excitation around a shortcut (He et al. 2016).
+
+    There is no normalisation: it would tie a pixel to its batch and shift the mean of an image. Instead the
+    second convolution starts small, so that a deep network starts near the identity (Zhang et al. 2019, Fixup).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.gate = SqueezeExcitation(channels)
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
+        return x + self.gate(self.conv2(F.relu(self.conv1(F.relu(x)))))
+
+
+class AttentionGate(nn.Module):
+    """Weighs each place of a skip connection by what the coarser path sees there (Oktay et al. 2018)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.skip = nn.Conv2d(channels, channels // 2, 1)
+        self.signal = nn.Conv2d(channels, channels // 2, 1)
+        self.weight = nn.Conv2d(channels // 2, 1, 1)
+        nn.init.constant_(self.weight.bias, 2.0)  # starts open: sigmoid(2) = 0.88
+
+    def forward(self, skip: torch.Tensor, signal: torch.Tensor) -> torch.Tensor:
+        """Two maps [N, C, H, W] -> the weighted skip [N, C, H, W]."""
+        return skip * torch.sigmoid(self.weight(F.relu(self.skip(skip) + self.signal(signal))))
+
+
+class Downsample(nn.Conv2d):
+    """[N, C, H, W] -> [N, 2C, H/2, W/2] by a 2x2 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 2 * channels, 2, stride=2)
+
+
+class Upsample(nn.Module):
+    """[N, 2C, H, W] -> [N, C, 2H, 2W] by a convolution and a PixelShuffle (Shi et al. 2016).
+
+    The four sub-pixels start equal, which leaves no checkerboard (ICNR, Aitken et al. 2017).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2 * channels, 4 * channels, 1)
+        self.shuffle = nn.PixelShuffle(2)
+        with torch.no_grad():
+            self.conv.weight.copy_(self.conv.weight[::4].repeat_interleave(4, 0))
+            self.conv.bias.copy_(self.conv.bias[::4].repeat_interleave(4, 0))  # type: ignore[union-attr]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, 2C, H, W] -> [N, C, 2H, 2W]."""
+        return self.shuffle(self.conv(x))
+
+
+def _sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
+    """Average over `window` neighbours along `dim`; at the ends, over the nearest full window."""
+    length = x.shape[dim]
+    if length <= window:
+        return x.mean(dim, keepdim=True)
+    sums = F.pad(x.float().cumsum(dim), (1, 0) if dim == -1 else (0, 0, 1, 0))
+    count = length - window + 1
+    means = (sums.narrow(dim, window, count) - sums.narrow(dim, 0, count)) / window
+    before = (length - count) // 2
+    after = length - count - before
+    pad = (before, after, 0, 0) if dim == -1 else (0, 0, before, after)
+    return F.pad(means, pad, mode="replicate").to(x.dtype)

@@ -1,0 +1,59 @@
+"""The weights file: one safetensors file that holds all that is needed to build the network again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from n2n_dist.errors import Refusal
+from n2n_dist.model.resunet import ModelSettings, ResUNet
+
+BEST = "best.safetensors"
+LAST = "last.safetensors"
+
+
+def save_model(path: Path, model: ResUNet) -> None:
+    """Write weights with the model's settings in the metadata; appears under its name when complete."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    temporary = path.with_name(path.name + ".tmp")
+    safetensors.torch.save_file(tensors, temporary, {"n2n_dist": json.dumps(model.metadata())})
+    temporary.replace(path)
+
+
+def load_model(weights: str | Path, device: torch.device | str = "cpu") -> ResUNet:
+    """Build the network of a weights file, ready for inference.
+
+    Args:
+        weights: a `.safetensors` file, or a run folder (its best weights, or else its last).
+        device: where the network is put.
+
+    Raises:
+        Refusal: no weights there, or not weights of this package.
+
+    """
+    path = find_weights(Path(weights))
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["n2n_dist"])
+        model = ResUNet(ModelSettings(**about["model"]), about["crop"])
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise Refusal(f"{path}: not weights written by this package, or damaged ({error})") from None
+    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def find_weights(path: Path) -> Path:
+    """Return the weights file of a run folder, or the file itself.
+
+    Raises:
+        Refusal: there is none.
+
+    """
+    for candidate in (path / BEST, path / LAST, path):
+        if candidate.is_file():
+            return candidate
+    raise Refusal(f"{path}: no weights there; give a run folder with {BEST} or {LAST}, or a .safetensors file")

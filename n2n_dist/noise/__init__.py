@@ -1,0 +1,1 @@
+"""Random numbers by key, and the noise models that use them."""
