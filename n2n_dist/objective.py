@@ -66,13 +66,13 @@ class LossSettings:
         if self.perceptual == 0:
             return None
         if channels not in (1, 3):
-            raise Refusal(f"loss.perceptual {self.perceptual}: VGG-16 sees 1 or 3 channels, not {channels}; set it to 0")
+            raise Refusal(
+                f"loss.perceptual {self.perceptual}: VGG-16 sees 1 or 3 channels, not {channels}; set it to 0"
+            )
         return VGGFeatures(self.layers, Path(self.weights) if self.weights else None)
 
 
-def noisy_pair(
-    batch: Batch, noise: Noise, pairs: PairSettings, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def noisy_pair(batch: Batch, noise: Noise, pairs: PairSettings, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return input and target, float32 [B, C, H, W] each, on the device of the batch's images.
 
     Synthetic pairs carry two independent noise fields of one level, keyed by the sample's position in the run.

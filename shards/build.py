@@ -1,9 +1,9 @@
 """Make shards from images, or index and verify existing ones.
 
-    python shards/build.py photos/ shards/mine                      one clean (or single noisy) image a file
-    python shards/build.py scenes/ shards/mine --captures folder    one folder a scene, two or more noisy captures in it
-    python shards/build.py index shards/theirs                      tars written by webdataset or tar
-    python shards/build.py verify shards/mine                       compare every tar with its digest
+python shards/build.py photos/ shards/mine                      one clean (or single noisy) image a file
+python shards/build.py scenes/ shards/mine --captures folder    one folder a scene, two or more noisy captures in it
+python shards/build.py index shards/theirs                      tars written by webdataset or tar
+python shards/build.py verify shards/mine                       compare every tar with its digest
 """
 
 import argparse

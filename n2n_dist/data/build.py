@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -97,18 +98,16 @@ def _write(
 ) -> None:
     folder.mkdir(parents=True)
     samples = _samples(scenes, source, options, report, warn, allowed)
-    writer, count = None, 0
-    for count, sample in enumerate(samples):
-        if count % options.shard_samples == 0:
-            if writer:
-                writer.close()
-            name = folder / f"shard-{count // options.shard_samples:06d}.tar"
-            # fixed owner, mode and time: the same tiles give the same bytes
-            writer = webdataset.TarWriter(str(name), user="n2n", group="n2n", mode=0o644, mtime=0, encoder=False)
-        writer.write(sample)
-    if writer is None:
-        raise Refusal(f"{source}: no usable image for {folder.name}; the messages above say why")
-    writer.close()
+    shard = 0
+    while chunk := list(itertools.islice(samples, options.shard_samples)):
+        name = str(folder / f"shard-{shard:06d}.tar")
+        # fixed owner, mode and time: the same tiles give the same bytes
+        with webdataset.TarWriter(name, user="n2n", group="n2n", mode=0o644, mtime=0, encoder=False) as writer:
+            for sample in chunk:
+                writer.write(sample)
+        shard += 1
+    if not shard:
+        raise Refusal(f"{source}: no usable image; the messages above say why")
     write_index(folder)
 
 

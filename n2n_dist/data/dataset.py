@@ -82,9 +82,13 @@ class CropDataset(torch.utils.data.Dataset):
         for path, shard in zip(index.paths, index.shards, strict=True):
             if min(shard.smallest) < crop:
                 height, width = shard.smallest
-                raise Refusal(f"data.crop {crop}: {path} has tiles down to {height}x{width}; lower it, or leave small images out")
+                raise Refusal(
+                    f"data.crop {crop}: {path} has tiles down to {height}x{width}; lower it, or leave small images out"
+                )
             if source == "captures" and shard.captures < 2:
-                raise Refusal(f"pairs.source captures: {path} has samples with one capture; build with --captures folder")
+                raise Refusal(
+                    f"pairs.source captures: {path} has samples with one capture; build with --captures folder"
+                )
             if source == "supervised" and not shard.clean:
                 raise Refusal(f"pairs.supervised: {path} has samples without KEY.clean")
         self.index = index
@@ -110,14 +114,19 @@ class CropDataset(torch.utils.data.Dataset):
 
         tar, sample = self.index.sample(number)
         height, width, _ = sample.shape
-        window = (draw("top", height - self.crop + 1), draw("left", width - self.crop + 1), self.crop, self.crop)
+        window = (
+            draw("top", height - self.crop + 1),
+            draw("left", width - self.crop + 1),
+            self.crop,
+            self.crop,
+        )
         members = [sample.captures[0]]
         if self.source == "captures":
             first = draw("capture", len(sample.captures))
             other = (first + 1 + draw("other-capture", len(sample.captures) - 1)) % len(sample.captures)
             members = [sample.captures[first], sample.captures[other]]
         elif self.source == "supervised":
-            members = [sample.captures[draw("capture", len(sample.captures))], sample.clean]
+            members = [sample.captures[draw("capture", len(sample.captures))], sample.clean or sample.captures[0]]
         crops = np.stack([read_pixels(tar, sample, member, window) for member in members])
         # one of the eight symmetries of the square
         crops = np.rot90(crops, draw("quarter-turns", 4), axes=(1, 2))
@@ -152,7 +161,9 @@ def collate(items: Sequence[tuple[int, int, torch.Tensor, list[str]]]) -> Batch:
     return Batch(torch.tensor(positions), torch.tensor(samples), torch.stack(images), [m for b in bad for m in b])
 
 
-def make_loader(dataset: CropDataset, places: RankOrder, workers: int, device: torch.device) -> torch.utils.data.DataLoader:
+def make_loader(
+    dataset: CropDataset, places: RankOrder, workers: int, device: torch.device
+) -> torch.utils.data.DataLoader:
     """Read micro-batches ahead in `workers` processes."""
     return torch.utils.data.DataLoader(
         dataset,

@@ -141,12 +141,12 @@ def encode(pixels: np.ndarray, suffix: str) -> bytes:
             np.save(buffer, np.ascontiguousarray(pixels))
         case ".tif" | ".tiff":
             photometric = "rgb" if pixels.shape[2] >= 3 else "minisblack"
-            extra = {"planarconfig": "contig"} if pixels.shape[2] > 1 else {}
-            tifffile.imwrite(buffer, squeezed, photometric=photometric, compression="zlib", **extra)
+            layout = "contig" if pixels.shape[2] > 1 else None
+            tifffile.imwrite(buffer, squeezed, photometric=photometric, compression="zlib", planarconfig=layout)
         case ".png" if pixels.dtype == np.float32:
             raise Refusal("PNG cannot hold float32; use TIFF or NPY")
         case ".png" if pixels.dtype == np.uint16:
-            return imagecodecs.png_encode(np.ascontiguousarray(squeezed))
+            return bytes(imagecodecs.png_encode(np.ascontiguousarray(squeezed)))
         case ".png" if pixels.shape[2] == 2:
             PIL.Image.fromarray(pixels, "LA").save(buffer, "PNG")
         case ".png":
@@ -183,14 +183,14 @@ def _decode_tiff(data: bytes) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if len(file.pages) != 1:
             raise Refusal(f"a TIFF of {len(file.pages)} pages; save each page as a file of its own")
-        page = file.pages[0]
-        _check_size(page.imagewidth * page.imagelength)
-        array = page.asarray()
-    if array.ndim == 3 and page.axes.startswith("S"):
+        series = file.series[0]
+        _check_size(series.size)
+        array = series.asarray()
+    if array.ndim == 3 and series.axes.startswith("S"):
         array = np.moveaxis(array, 0, -1)
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
-def _check_size(pixels: int) -> None:
-    if pixels > MAX_PIXELS:
-        raise Refusal(f"claims {pixels:,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")
+def _check_size(values: int) -> None:
+    if values > MAX_PIXELS:
+        raise Refusal(f"claims {values:,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")

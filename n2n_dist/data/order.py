@@ -39,7 +39,9 @@ class Order:
         """
         total = int(np.sum(sizes))
         if total < batch:
-            raise Refusal(f"data.batch {batch}: more than the {total} samples of data.shards; lower it to {total} or less")
+            raise Refusal(
+                f"data.batch {batch}: more than the {total} samples of data.shards; lower it to {total} or less"
+            )
         self.streams = streams or max(c for c in range(1, min(batch, MAX_STREAMS) + 1) if batch % c == 0)
         if self.streams < 1 or batch % self.streams:
             raise Refusal(f"data.streams {streams}: must divide data.batch {batch}")

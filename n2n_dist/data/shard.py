@@ -177,7 +177,9 @@ def verify(folder: Path) -> None:
     for shard in _read_index(folder):
         _check_tar(folder / shard.name, shard)
         if _sha256(folder / shard.name) != shard.sha256:
-            raise Refusal(f"{folder / shard.name}: its bytes are not those that were indexed; copy it again, or {_reindex(folder)}")
+            raise Refusal(
+                f"{folder / shard.name}: not the bytes that were indexed; copy it again, or {_reindex(folder)}"
+            )
 
 
 def _scan(tar: Path) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""Perceptual loss: distance between the features of a frozen VGG-16 (Johnson et al. 2016, Simonyan & Zisserman 2015)."""
+"""Perceptual loss: distance between features of a frozen VGG-16 (Johnson et al. 2016, Simonyan & Zisserman 2015)."""
 
 from __future__ import annotations
 

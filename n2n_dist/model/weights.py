@@ -43,7 +43,7 @@ def load_model(weights: str | Path, device: torch.device | str = "cpu") -> ResUN
         model.load_state_dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise Refusal(f"{path}: not weights written by this package, or damaged ({error})") from None
-    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def find_weights(path: Path) -> Path:

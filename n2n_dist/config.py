@@ -1,0 +1,175 @@
+"""The configuration of a run: gather the dataclasses of all parts, load YAML and key=value, check everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import omegaconf
+from omegaconf import OmegaConf
+
+from n2n_dist.data.dataset import DataSettings
+from n2n_dist.errors import Refusal
+from n2n_dist.model.resunet import ModelSettings
+from n2n_dist.noise.models import MODELS, Gaussian, Poisson
+from n2n_dist.objective import LossSettings, PairSettings
+from n2n_dist.training.checkpoint import CheckpointSettings
+from n2n_dist.training.loop import RunSettings
+from n2n_dist.training.optim import OptimSettings
+from n2n_dist.training.precision import TrainSettings
+from n2n_dist.training.validation import ValidateSettings
+
+IDENTITY = (
+    "run.seed",
+    "data.crop",
+    "data.batch",
+    "data.streams",
+    "noise",
+    "pairs",
+    "model",
+    "loss",
+    "optim",
+)
+"""Settings that make a run what it is: they must agree when it is continued. All others may change."""
+
+
+@dataclasses.dataclass
+class Config:
+    """All settings of a run; each section is described where it is used."""
+
+    run: RunSettings
+    data: DataSettings
+    noise: Gaussian | Poisson
+    pairs: PairSettings
+    model: ModelSettings
+    loss: LossSettings
+    optim: OptimSettings
+    train: TrainSettings
+    validate: ValidateSettings
+    checkpoint: CheckpointSettings
+
+    def to_yaml(self) -> str:
+        """Write every setting, defaults too."""
+        return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self)))
+
+    def validation_sets(self) -> dict[str, Path]:
+        """Return the named validation sets; a single one is called `validation`."""
+        value = self.data.validation
+        if value is None:
+            return {}
+        named = {"validation": value} if isinstance(value, str) else value
+        if not isinstance(named, dict) or not all(isinstance(folder, str) for folder in named.values()):
+            raise Refusal(f"data.validation {value!r}: give a folder of shards, {{name: folder, ...}}, or null")
+        return {name: Path(folder) for name, folder in named.items()}
+
+    def claim(self, run_dir: Path) -> None:
+        """Write the settings into the run folder, or check that they continue the run that is there.
+
+        Raises:
+            Refusal: the folder cannot be written, or holds a run of another identity; names the differing keys.
+
+        """
+        path = run_dir / "config.yaml"
+        if path.is_file():
+            there, here = _flat(OmegaConf.to_container(OmegaConf.load(path))), _flat(dataclasses.asdict(self))
+            differing = [
+                f"{key} is {there.get(key)} there and {here.get(key)} here"
+                for key in sorted(there.keys() | here.keys())
+                if key.startswith(IDENTITY) and there.get(key) != here.get(key)
+            ]
+            if differing:
+                raise Refusal(f"run.dir {run_dir}: holds another run: {'; '.join(differing)}. Choose another run.dir")
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / "error.txt").unlink(missing_ok=True)
+            path.write_text(self.to_yaml())
+        except OSError as error:
+            raise Refusal(
+                f"run.dir {run_dir}: cannot be written ({error.strerror or error}); choose another folder"
+            ) from None
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Load a YAML file, put `key=value` settings over it, and check every key, type and range.
+
+    Raises:
+        Refusal: names the key, its value, what is allowed and the nearest known key.
+
+    """
+    try:
+        given: Any = OmegaConf.load(path) if path else OmegaConf.create()
+        wrong = next((item for item in overrides if "=" not in item), None)
+        if wrong is not None:
+            raise Refusal(f"{wrong!r}: settings are given as key=value, such as train.steps=1000")
+        given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
+        settings: Any = OmegaConf.to_container(given, resolve=True)
+    except FileNotFoundError:
+        raise Refusal(f"{path}: no such file; configurations are in configs/") from None
+    except (OSError, ValueError, omegaconf.errors.OmegaConfBaseException) as error:
+        raise Refusal(f"{path}: not a configuration ({error})") from None
+    except Exception as error:  # the YAML parser's own kinds of error
+        if isinstance(error, Refusal):
+            raise
+        raise Refusal(f"{path}: not valid YAML ({error})") from None
+    if not isinstance(settings, dict):
+        raise Refusal(f"{path}: not a configuration; it must hold sections such as data: and train:")
+    sections = {field.name: field.type for field in dataclasses.fields(Config)}
+    classes: dict[str, type] = {
+        "run": RunSettings,
+        "data": DataSettings,
+        "noise": _noise_class(settings.get("noise")),
+        "pairs": PairSettings,
+        "model": ModelSettings,
+        "loss": LossSettings,
+        "optim": OptimSettings,
+        "train": TrainSettings,
+        "validate": ValidateSettings,
+        "checkpoint": CheckpointSettings,
+    }
+    for name in settings:
+        if name not in sections:
+            raise Refusal(f"{name}: unknown section{_nearest(name, sections)}; known are {', '.join(sections)}")
+    return Config(**{name: _section(name, cls, settings.get(name) or {}) for name, cls in classes.items()})
+
+
+def _noise_class(settings: Any) -> type:
+    name = settings.get("name", "gaussian") if isinstance(settings, dict) else "gaussian"
+    if name not in MODELS:
+        raise Refusal(f"noise.name {name!r}: unknown{_nearest(str(name), MODELS)}; known are {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def _section(name: str, cls: type, settings: Any) -> Any:
+    if not isinstance(settings, dict):
+        raise Refusal(
+            f"{name} {settings!r}: must be a section of settings, such as {name}.{dataclasses.fields(cls)[0].name}"
+        )
+    known = {field.name: field.type for field in dataclasses.fields(cls)}
+    for key in settings:
+        if key not in known:
+            raise Refusal(f"{name}.{key}: unknown setting{_nearest(key, known)}; known are {', '.join(known)}")
+    schema = OmegaConf.structured(cls)
+    for key, value in settings.items():
+        try:
+            schema[key] = value
+        except omegaconf.errors.OmegaConfBaseException:
+            raise Refusal(f"{name}.{key} {value!r}: wrong type, must be {known[key]}") from None
+    return OmegaConf.to_object(schema)
+
+
+def _nearest(key: str, known: Any) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

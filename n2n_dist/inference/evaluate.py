@@ -1,0 +1,122 @@
+"""Measure weights on a folder of clean images by a named protocol."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import accelerate
+import PIL.Image
+import torch
+from accelerate.utils import gather_object
+
+from n2n_dist.data.image import find_images, read_image
+from n2n_dist.errors import Refusal
+from n2n_dist.inference.pictures import join_strips
+from n2n_dist.inference.tile import denoise_tiled
+from n2n_dist.metrics import LPIPS, psnr, ssim, to_8_bit
+from n2n_dist.model.weights import load_model
+from n2n_dist.noise import keys
+from n2n_dist.noise.models import Gaussian
+from n2n_dist.threads import set_threads
+
+SHOWN = 4
+SHOWN_SIZE = 256
+
+
+@dataclass
+class Scores:
+    """One image, or the mean of all."""
+
+    image: str
+    noisy_psnr: float
+    """PSNR of the noisy input, not clipped, in dB."""
+    psnr: float
+    """PSNR of the denoised image in dB."""
+    ssim: float
+    """Structural similarity of the denoised image."""
+    lpips: float
+    """LPIPS-Alex distance of the denoised image; lower is better."""
+
+
+@torch.inference_mode()
+def evaluate(weights: Path, images: Path, output: Path, sigma: float) -> list[Scores] | None:
+    """Run the protocol `n2n2018` of Lehtinen et al. 2018: full-size images, gaussian noise in float.
+
+    The noise is made on the CPU, seeded by the image's place in the sorted list, and not clipped. The output is
+    clipped and rounded to 8 bit, PSNR is over all channels jointly, and the result is the mean over the images.
+    Several processes share the images and give the same numbers.
+
+    Args:
+        weights: a run folder or a weights file.
+        images: folder of clean images.
+        output: folder for `scores.csv` and `comparison.png`.
+        sigma: standard deviation of the noise in 1/255 of white.
+
+    Returns:
+        The scores of every image and, last, their mean; on other ranks than 0, None.
+
+    Raises:
+        Refusal: no weights, no images, images of another number of channels, or a folder that cannot be written.
+
+    """
+    if sigma <= 0:
+        raise Refusal(f"--sigma {sigma:g}: must be above 0")
+    state = accelerate.PartialState(cpu=not torch.cuda.is_available())
+    if state.device.type == "cpu":
+        set_threads()
+    model = load_model(weights, state.device)
+    lpips = LPIPS().to(state.device)
+    noise = Gaussian(sigma=sigma)
+    rows, strips = [], []
+    for number, path in list(enumerate(find_images(images)))[state.process_index :: state.num_processes]:
+        image = read_image(path)
+        if image.pixels.shape[2] != model.settings.channels:
+            raise Refusal(
+                f"{path}: has {image.pixels.shape[2]} channels, these weights are for {model.settings.channels}; "
+                "leave it out, or use other weights"
+            )
+        clean = torch.from_numpy(image.normalised()).permute(2, 0, 1)
+        noisy = noise(clean, sigma, keys.generator(0, number, "n2n2018", "cpu"))
+        denoised = to_8_bit(denoise_tiled(model, noisy, state.device))
+        rows.append(
+            Scores(
+                image=path.name,
+                noisy_psnr=psnr(noisy[None], clean[None]).item(),
+                psnr=psnr(denoised[None], clean[None]).item(),
+                ssim=ssim(denoised[None], clean[None]).item(),
+                lpips=lpips(denoised[None].to(state.device), clean[None].to(state.device)).item(),
+            )
+        )
+        if number < SHOWN:
+            strips.append([picture[:, :SHOWN_SIZE, :SHOWN_SIZE] for picture in (noisy, denoised, clean)])
+    rows = sorted(gather_object(rows), key=lambda row: row.image)
+    strips = gather_object(strips)
+    if not state.is_main_process:
+        return None
+    rows.append(_mean(rows))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with (output / "scores.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(field.name for field in dataclasses.fields(Scores))
+            writer.writerows(dataclasses.astuple(row) for row in rows)
+        PIL.Image.fromarray(join_strips(strips)).save(output / "comparison.png")
+    except OSError as error:
+        raise Refusal(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
+    return rows
+
+
+def table(rows: list[Scores]) -> str:
+    """Lay the scores out for a terminal."""
+    width = max(len(row.image) for row in rows)
+    lines = [f"{'image':{width}}  noisy dB  PSNR dB    SSIM   LPIPS"]
+    lines += [f"{r.image:{width}}  {r.noisy_psnr:8.3f}  {r.psnr:7.3f}  {r.ssim:.4f}  {r.lpips:.4f}" for r in rows]
+    return "\n".join(lines)
+
+
+def _mean(rows: list[Scores]) -> Scores:
+    columns = list(zip(*(dataclasses.astuple(row)[1:] for row in rows), strict=True))
+    return Scores(f"mean of {len(rows)}", *(sum(column) / len(rows) for column in columns))

@@ -1,0 +1,1 @@
+"""The training run: processes, precision, optimiser, checkpoints, TensorBoard, and the loop itself."""

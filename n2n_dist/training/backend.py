@@ -1,0 +1,196 @@
+"""Processes and devices. All that differs between one process, DDP and DeepSpeed stands here.
+
+Accelerate starts and wraps the run; the launch file chooses the backend. Rank and world size are taken from
+torch.distributed: under DeepSpeed on a CPU Accelerate itself says 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import accelerate
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from n2n_dist.errors import Refusal
+from n2n_dist.threads import set_threads
+
+T = TypeVar("T")
+BUCKET_MB = 4
+"""Size of DDP's gradient buckets: small enough that the first is on its way early in the backward pass."""
+
+
+@dataclass
+class BatchPlan:
+    """How the global batch is shared out."""
+
+    world_size: int
+    batch: int
+    micro_batch: int
+    """Crops in one forward pass on one rank."""
+    accumulation: int
+    """Forward passes in one optimiser step."""
+
+    def __str__(self) -> str:
+        return (
+            f"global batch {self.batch} = {self.world_size} ranks x {self.accumulation} accumulation steps "
+            f"x {self.micro_batch} crops"
+        )
+
+
+def plan_batch(batch: int, largest_micro_batch: int | None) -> BatchPlan:
+    """Divide the global batch over the ranks of this launch and into equal micro-batches.
+
+    Raises:
+        Refusal: the ranks do not divide the batch.
+
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if batch % world_size:
+        near = max(world_size, round(batch / world_size) * world_size)
+        raise Refusal(f"data.batch {batch}: not divisible by {world_size} processes; try data.batch={near}")
+    share = batch // world_size
+    micro = max(m for m in range(1, min(share, largest_micro_batch or share) + 1) if share % m == 0)
+    return BatchPlan(world_size, batch, micro, share // micro)
+
+
+class Backend:
+    """One process's view of the run."""
+
+    def __init__(self, plan: BatchPlan, clip: float, autocast: torch.dtype | None, threads: int | None = None) -> None:
+        """Start Accelerate and, where the launch file says so, DeepSpeed.
+
+        Args:
+            plan: the batch arithmetic.
+            clip: largest gradient norm; 0 for no clipping.
+            autocast: type of the matrix products, None for float32.
+            threads: threads on a CPU; default the cores divided by the ranks of this machine.
+
+        Raises:
+            Refusal: ZeRO-3, or processes that found no common world.
+
+        """
+        self.plan = plan
+        self.clip = clip
+        zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+        cuda = torch.cuda.is_available()
+        accumulation = accelerate.utils.GradientAccumulationPlugin(
+            num_steps=plan.accumulation, sync_with_dataloader=False
+        )
+        arguments: dict[str, Any] = {"gradient_accumulation_plugin": accumulation, "mixed_precision": "no"}
+        self.name = "single process"
+        if zero:
+            stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+            if stage not in (1, 2):
+                raise Refusal(f"zero_stage {stage}: only 1 and 2; a network of this size gains nothing from ZeRO-3")
+            if not cuda:
+                os.environ["DS_ACCELERATOR"] = "cpu"
+            logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+            self.name = f"ZeRO-{stage}"
+            arguments["deepspeed_plugin"] = accelerate.DeepSpeedPlugin(
+                hf_ds_config=_deepspeed_config(stage, plan, clip, autocast)
+            )
+        elif plan.world_size > 1:
+            self.name = "DDP"
+            arguments["kwargs_handlers"] = [
+                accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB)
+            ]
+        # cpu=True would turn a DeepSpeed launch into plain DDP; without it DDP on a CPU gives worlds of one
+        self.accelerator = accelerate.Accelerator(cpu=not cuda and not zero, **arguments)
+        self.device = self.accelerator.device
+        self.zero = zero
+        if not cuda:
+            set_threads(threads)
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        if self.world_size != plan.world_size or self.rank != int(os.environ.get("RANK", 0)):
+            raise Refusal(
+                f"this process is rank {self.rank} of {self.world_size}, but the launcher started rank "
+                f"{os.environ.get('RANK', 0)} of {plan.world_size}; use one of launch/backends/*.yaml"
+            )
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0, which prints and writes."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """Return model and optimiser that reduce gradients over the ranks; their parameters stay the same objects."""
+        wrapped = self.accelerator.prepare(model, optimizer)
+        return wrapped[0], wrapped[1]
+
+    @contextlib.contextmanager
+    def accumulate(self, model: nn.Module) -> Iterator[None]:
+        """Run one micro-batch; gradients are reduced with the last one of a step only."""
+        with self.accelerator.accumulate(model):
+            yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a micro-batch. Under DeepSpeed the last one of a step also steps."""
+        self.accelerator.backward(loss)
+
+    def step(self, model: nn.Module, optimizer: Any) -> torch.Tensor:
+        """Clip, step, and return the global gradient norm before clipping, the same on every rank."""
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), self.clip or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.device).detach()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add a tensor over all ranks, which must all call this."""
+        values = values.detach().to(self.device, copy=True)
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0 and return its result on all ranks; a refusal is raised on all of them."""
+        outcome: list[Any] = [None, None]
+        if self.main:
+            try:
+                outcome[0] = action()
+            except Refusal as refusal:
+                outcome[1] = str(refusal)
+        if self.world_size > 1:
+            dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise Refusal(outcome[1])
+        return outcome[0]
+
+    def close(self) -> None:
+        """Leave the world, so that no rank waits for another one at exit."""
+        self.accelerator.end_training()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _deepspeed_config(stage: int, plan: BatchPlan, clip: float, autocast: torch.dtype | None) -> dict[str, Any]:
+    """Write DeepSpeed's settings from ours: float32 weights and gradients, its own autocast, our clipping."""
+    config: dict[str, Any] = {
+        "train_batch_size": plan.batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": clip,
+        "zero_optimization": {"stage": stage, "overlap_comm": torch.cuda.is_available()},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 60,
+    }
+    if autocast is not None:
+        # an empty list of safe modules keeps weights and gradient reduction in float32
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": str(autocast).removeprefix("torch."),
+            "lower_precision_safe_modules": [],
+        }
+    return config

@@ -1,0 +1,245 @@
+"""The training run, from the configuration to the trained weights, in one function that reads top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from n2n_dist.data.dataset import CropDataset, RankOrder, folder_list, make_loader
+from n2n_dist.data.order import Order
+from n2n_dist.data.shard import Index
+from n2n_dist.errors import Refusal, write_error_file
+from n2n_dist.model.resunet import ResUNet
+from n2n_dist.model.weights import BEST, LAST, load_model, save_model
+from n2n_dist.objective import losses, noisy_pair
+from n2n_dist.training import report
+from n2n_dist.training.backend import Backend, plan_batch
+from n2n_dist.training.checkpoint import Checkpoints, Progress
+from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
+from n2n_dist.training.precision import arrange, autocast, autocast_type, memory_format
+from n2n_dist.training.tracking import Tracker, Window, memory_bytes
+from n2n_dist.training.validation import Validation, mean_psnr
+
+if TYPE_CHECKING:
+    from n2n_dist.config import Config
+
+DRY_RUN_STEPS = 4
+
+
+@dataclass
+class RunSettings:
+    """Where the run lives and how it starts."""
+
+    dir: str = "runs/default"
+    """Folder of the run: configuration, checkpoints, curves, weights. The same command continues it."""
+    seed: int = 0
+    """Chooses the initial weights, the order of samples, the crops and the noise."""
+    init: str | None = None
+    """Weights to start from: a .safetensors file or another run's folder."""
+
+
+def train(config: Config, dry_run: bool = False) -> None:
+    """Train a denoiser, or continue the run in `run.dir`.
+
+    Args:
+        config: the run's settings.
+        dry_run: print the plan with the measured time of a step, write nothing, and stop.
+
+    Raises:
+        Refusal: data, settings or checkpoint cannot be worked with; also left in RUN/error.txt.
+
+    """
+    run_dir = Path(config.run.dir)
+    try:
+        _train(config, run_dir, dry_run)
+    except Exception as error:
+        if not dry_run:
+            write_error_file(run_dir, error)
+        raise
+
+
+def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
+    # data and batch arithmetic: refused before anything is allocated
+    plan = plan_batch(config.data.batch, config.train.micro_batch)
+    index = Index(folder_list(config.data.shards, "data.shards"))
+    _check_channels(index, config.model.channels)
+    order = Order(index.sizes, config.run.seed, config.data.batch, config.data.streams)
+    dataset = CropDataset(index, config.run.seed, config.data.crop, config.pairs.crops)
+
+    # processes, networks, optimiser
+    dtype = autocast_type(config.train.precision)
+    backend = Backend(plan, config.optim.clip, dtype, config.train.threads)
+    if not dry_run:
+        backend.on_main(lambda: config.claim(run_dir))
+    torch.manual_seed(config.run.seed)
+    network = ResUNet(config.model, config.data.crop).to(backend.device)
+    if config.run.init:
+        _start_from(network, config.run.init)
+    ema = ResUNet(config.model, config.data.crop).to(backend.device).to(memory_format=memory_format(config.train))
+    ema.load_state_dict(network.state_dict())
+    ema.eval().requires_grad_(False)
+    features = config.loss.extractor(config.model.channels)
+    features = features.to(backend.device) if features is not None else None
+    arrange(network, features, config.train, backend)
+    validation = Validation(
+        config.validation_sets(),
+        config.noise,
+        config.pairs.source,
+        config.validate,
+        config.model.channels,
+        backend.device,
+    )
+    optimizer = make_optimizer(network, config.optim)
+
+    # continue where the newest good checkpoint stands
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint, backend)
+    progress = Progress(step=0, samples_seen=0, best=None, steps=config.train.steps, data=index.fingerprint)
+    found = None if dry_run or backend.zero else checkpoints.newest(warn=print)
+    if found:
+        path, progress = found
+        if progress.data != index.fingerprint:
+            raise Refusal(f"data.shards: {path} was trained on other samples; use the same shards, or a new run.dir")
+        checkpoints.load(path, network, ema, optimizer)
+    model, stepper = backend.wrap(network, optimizer)
+    places = RankOrder(order, progress.samples_seen, backend.rank, backend.world_size, plan.micro_batch)
+    loader = iter(make_loader(dataset, places, config.data.workers, backend.device))
+
+    def optimise(step: int) -> tuple[dict[str, torch.Tensor], float, list[str]]:
+        """Make one optimiser step: the parts of the loss, the seconds spent waiting for data, replaced samples."""
+        rate = learning_rate(config.optim, step, config.train.steps)
+        for group in stepper.param_groups:
+            group["lr"] = rate
+        values: dict[str, torch.Tensor] = {}
+        waited, bad = 0.0, []
+        for _ in range(plan.accumulation):
+            start = time.perf_counter()
+            batch = next(loader)
+            waited += time.perf_counter() - start
+            bad += batch.bad
+            batch.images = batch.images.to(backend.device, non_blocking=True)
+            inputs, targets = noisy_pair(batch, config.noise, config.pairs, config.run.seed)
+            inputs = inputs.contiguous(memory_format=memory_format(config.train))
+            with backend.accumulate(model):
+                with autocast(backend.device, dtype):
+                    parts = losses(model, features, config.loss, inputs, targets)
+                backend.backward(parts["total"])
+            for name, value in parts.items():
+                values[name] = values.get(name, 0) + value.detach() / plan.accumulation
+        values["gradient_norm"] = backend.step(network, stepper)
+        update_ema(ema, network, config.optim.ema, step)
+        return values, waited, bad
+
+    if dry_run:
+        times = [_timed(optimise, step) for step in range(DRY_RUN_STEPS)]
+        if backend.main:
+            print(report.plan(config, backend, dtype, index, order, network, seconds_per_step=min(times[1:])))
+        backend.close()
+        return
+
+    tracker = Tracker(run_dir, progress.step, config.train.steps, backend.main)
+    tracker.text("configuration", config.to_yaml())
+    tracker.say(report.start(config, backend, dtype, index, order, network))
+    if found:
+        tracker.say(report.continuing(progress, config.train.steps))
+    if backend.zero:
+        tracker.say(f"{backend.name}: writes its weights, but no checkpoint: this run cannot be continued")
+    saved_at = time.monotonic()
+    window = Window()
+
+    for step in range(progress.step, config.train.steps):
+        values, waited, bad = optimise(step)
+        progress.step, progress.samples_seen = step + 1, progress.samples_seen + plan.batch
+        window.add(waited, bad)
+        tracker.bar.update()
+
+        last = progress.step == config.train.steps
+        validating = last or progress.step % config.validate.every == 0
+        saving = last or progress.step % config.checkpoint.every == 0
+        if validating or saving or progress.step % config.train.log_every == 0:
+            # one vector holds all that the ranks must agree on, rank 0's clock too
+            minutes = (time.monotonic() - saved_at) / 60 if backend.main else 0.0
+            measured = torch.tensor([window.waiting(), window.bad, minutes], dtype=torch.float64)
+            reduced = backend.sum(torch.cat([torch.stack(list(values.values())).double().cpu(), measured])).tolist()
+            *parts, waiting = (value / backend.world_size for value in reduced[:-2])
+            bad_samples, minutes = reduced[-2:]
+            saving = saving or minutes > config.checkpoint.minutes
+            logged = {f"train/{name}": value for name, value in zip(values, parts, strict=True)}
+            logged["train/learning_rate"] = learning_rate(config.optim, step, config.train.steps)
+            logged["speed/images_per_second"] = window.steps * plan.batch / window.seconds()
+            logged["speed/waiting_for_data"] = waiting
+            logged["memory/peak_gib"] = memory_bytes(backend.device) / 2**30
+            tracker.scalars(progress.step, logged)
+            tracker.bar.set_postfix_str(
+                f"loss {logged['train/total']:.4f}, {logged['speed/images_per_second']:.1f} images/s"
+            )
+            _check_finite(logged, progress)
+            _check_damage(int(bad_samples), config.data.max_bad, max(progress.samples_seen, len(index)))
+
+            if validating and validation.sets:
+                scores, strips = validation.run(ema, backend)
+                tracker.scalars(progress.step, {f"validation/{name}": value for name, value in scores.items()})
+                tracker.strips(progress.step, strips)
+                tracker.say(report.scores(progress.step, scores))
+                if progress.best is None or mean_psnr(scores) > progress.best:
+                    progress.best = mean_psnr(scores)
+                    backend.on_main(lambda: save_model(run_dir / BEST, ema))
+            if saving and not backend.zero:
+                checkpoints.save(network, ema, optimizer, progress)
+                saved_at = time.monotonic()
+            window.restart()
+
+    backend.on_main(lambda: save_model(run_dir / LAST, ema))
+    tracker.close()
+    if backend.main:
+        print(report.end(run_dir, progress, validation))
+    backend.close()
+
+
+def _check_channels(index: Index, channels: int) -> None:
+    for path, shard in zip(index.paths, index.shards, strict=True):
+        if shard.channels != [channels]:
+            found = " and ".join(map(str, shard.channels))
+            raise Refusal(
+                f"model.channels {channels}: {path} has images of {found} channels; set it to that, or use other shards"
+            )
+
+
+def _start_from(network: ResUNet, weights: str) -> None:
+    try:
+        network.load_state_dict(load_model(weights).state_dict())
+    except RuntimeError as error:
+        raise Refusal(
+            f"run.init {weights}: weights of another network ({error}); give the model.* settings it was trained with"
+        ) from None
+
+
+def _timed(optimise: Callable[[int], object], step: int) -> float:
+    start = time.perf_counter()
+    optimise(step)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _check_finite(logged: dict[str, float], progress: Progress) -> None:
+    """Stop all ranks at the same step; nothing that is not finite has been saved."""
+    broken = [name for name, value in logged.items() if not math.isfinite(value)]
+    if broken:
+        raise Refusal(
+            f"step {progress.step}: {', '.join(broken)} is not finite; the last checkpoint is good. "
+            "Lower optim.lr, set optim.clip, or look for broken values in the data"
+        )
+
+
+def _check_damage(bad: int, limit: float, samples: int) -> None:
+    if bad > limit * samples:
+        raise Refusal(
+            f"data.max_bad {limit:g}: {bad} samples cannot be read, named above; check the shards with: "
+            "python shards/build.py verify FOLDER"
+        )

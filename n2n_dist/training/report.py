@@ -1,0 +1,97 @@
+"""What a run says on the terminal: its plan, its start, its scores and its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from n2n_dist.data.order import Order
+from n2n_dist.data.shard import Index
+from n2n_dist.model.weights import find_weights
+from n2n_dist.training.backend import Backend
+from n2n_dist.training.checkpoint import Progress
+from n2n_dist.training.tracking import memory_bytes
+from n2n_dist.training.validation import Validation
+
+if TYPE_CHECKING:
+    from n2n_dist.config import Config
+
+
+def start(
+    config: Config,
+    backend: Backend,
+    dtype: torch.dtype | None,
+    index: Index,
+    order: Order,
+    network: nn.Module,
+) -> str:
+    """Describe world, batch, data and network."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    precision = "fp32" if dtype is None else "bf16 autocast"
+    targets = " (clean targets)" if config.pairs.supervised else ""
+    shards, epoch = len(index.shards), order.batches_per_epoch
+    perceptual = f" + {config.loss.perceptual:g} * VGG-16" if config.loss.perceptual else ""
+    return "\n".join(
+        [
+            f"world    {backend.name}: {backend.world_size} process(es) on {backend.device.type}, {precision}",
+            f"batch    {backend.plan}, {config.data.crop} x {config.data.crop} pixels",
+            f"data     {len(index):,} samples in {shards:,} shards, {epoch:,} steps an epoch",
+            f"noise    {config.noise.name}, pairs {config.pairs.source}{targets}",
+            f"network  ResUNet of {parameters / 1e6:.2f} M parameters, loss {config.loss.pixel}{perceptual}",
+            f"run      {config.run.dir}; watch it with: tensorboard --logdir {Path(config.run.dir).parent}",
+        ]
+    )
+
+
+def plan(
+    config: Config,
+    backend: Backend,
+    dtype: torch.dtype | None,
+    index: Index,
+    order: Order,
+    network: nn.Module,
+    seconds_per_step: float,
+) -> str:
+    """Describe the run, with the memory and time of the steps that were just tried."""
+    return "\n".join(
+        [
+            start(config, backend, dtype, index, order, network),
+            f"memory   {memory_bytes(backend.device) / 2**30:.2f} GiB at most on rank 0",
+            f"time     {seconds_per_step:.3f} s a step, {_duration(seconds_per_step * config.train.steps)} for "
+            f"{config.train.steps:,} steps without validation",
+            "dry run: nothing was written",
+        ]
+    )
+
+
+def continuing(progress: Progress, steps: int) -> str:
+    """Say where the run goes on, and what another number of steps does."""
+    text = f"continuing after step {progress.step:,} of {steps:,}"
+    if progress.steps != steps:
+        text += f"\ntrain.steps was {progress.steps:,}: the cosine of the learning rate now ends at step {steps:,}"
+    return text
+
+
+def scores(step: int, values: dict[str, float]) -> str:
+    """Put one validation on one line."""
+    return f"step {step:,}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def end(run_dir: Path, progress: Progress, validation: Validation) -> str:
+    """Say what came out and what to do next."""
+    best = f", best validation PSNR {progress.best:.2f} dB" if progress.best is not None else ""
+    return "\n".join(
+        [
+            f"done: {progress.step:,} steps, {progress.samples_seen:,} samples{best}",
+            f"weights: {find_weights(run_dir)}" + (f", pictures: {run_dir / 'samples'}" if validation.sets else ""),
+            f"next: python launch/denoise.py --run {run_dir} NOISY_FOLDER DENOISED_FOLDER",
+        ]
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.1f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"

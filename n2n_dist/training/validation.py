@@ -1,0 +1,135 @@
+"""Validation during training, on shards, with the moving average of the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from n2n_dist.data.shard import Index, read_pixels
+from n2n_dist.errors import Refusal
+from n2n_dist.inference.tile import denoise_tiled
+from n2n_dist.metrics import LPIPS, psnr, ssim
+from n2n_dist.model.resunet import ResUNet
+from n2n_dist.noise import keys
+from n2n_dist.noise.models import Noise
+from n2n_dist.training.backend import Backend
+
+Strips = dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
+
+
+@dataclass
+class ValidateSettings:
+    """When and on what the run is measured."""
+
+    every: int = 1000
+    """Steps between two validations; one is always made at the end."""
+    level: float | None = None
+    """Noise level of synthetic pairs (sigma in 1/255 of white, or photons); default: the middle of the training range."""
+    images: int = 64
+    """Most samples of each validation set that are used."""
+    strips: int = 4
+    """Samples shown as noisy | denoised | reference."""
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("every", 1), ("images", 1), ("strips", 0)):
+            if getattr(self, name) < smallest:
+                raise Refusal(f"validate.{name} {getattr(self, name)}: must be {smallest} or more")
+
+
+class Validation:
+    """Named sets of shards; every sample has a noisy input and something to compare with.
+
+    Synthetic pairs are compared with the clean image. Captures are compared with the clean reference where the
+    shards have one, else with another capture: that PSNR is far lower, but ranks networks in the same way.
+    """
+
+    def __init__(
+        self,
+        sets: dict[str, Path],
+        noise: Noise,
+        source: str,
+        settings: ValidateSettings,
+        channels: int,
+        device: torch.device,
+    ) -> None:
+        self.sets = {name: Index([folder]) for name, folder in sets.items()}
+        for name, index in self.sets.items():
+            for path, shard in zip(index.paths, index.shards, strict=True):
+                if shard.channels != [channels]:
+                    raise Refusal(
+                        f"data.validation {name}: {path} has images of {shard.channels} channels, "
+                        f"model.channels is {channels}; set it to that, or use other shards"
+                    )
+                if source == "captures" and shard.captures < 2:
+                    raise Refusal(
+                        f"data.validation {name}: {path} has samples with one capture; pairs.source captures needs two"
+                    )
+        self.noise = noise
+        self.source = source
+        self.settings = settings
+        self.device = device
+        self.lpips = LPIPS().to(device) if self.sets and channels in (1, 3) else None
+
+    @torch.inference_mode()
+    def run(self, model: ResUNet, backend: Backend) -> tuple[dict[str, float], Strips]:
+        """Measure `model`; every rank takes a part of the samples.
+
+        Returns:
+            `SET/noisy_psnr`, `SET/psnr` in dB, `SET/ssim`, `SET/lpips`, means over the samples and equal on all ranks;
+            and for rank 0 the first samples of each set.
+
+        """
+        values: dict[str, float] = {}
+        strips: Strips = {}
+        for name, index in self.sets.items():
+            count = min(len(index), self.settings.images)
+            sums = torch.zeros(4, dtype=torch.float64)
+            strips[name] = []
+            for number in range(count):
+                shown = backend.main and number < self.settings.strips
+                counted = number % backend.world_size == backend.rank
+                if not shown and not counted:
+                    continue
+                noisy, reference = self._pair(index, number)
+                denoised = denoise_tiled(model, noisy, self.device)
+                if shown:
+                    strips[name].append((noisy, denoised, reference))
+                if counted:
+                    sums += self._measure(noisy[None], denoised[None], reference[None])
+            means = (backend.sum(sums) / count).tolist()
+            values |= {
+                f"{name}/{metric}": mean for metric, mean in zip(("noisy_psnr", "psnr", "ssim"), means, strict=False)
+            }
+            if self.lpips is not None:
+                values[f"{name}/lpips"] = means[3]
+        return values, strips
+
+    def _pair(self, index: Index, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        tar, sample = index.sample(number)
+        height, width, _ = sample.shape
+
+        def read(member: Any) -> torch.Tensor:
+            pixels = read_pixels(tar, sample, member, (0, 0, height, width))
+            return torch.from_numpy(pixels).permute(2, 0, 1).to(self.device)
+
+        first = read(sample.captures[0])
+        if self.source == "captures":
+            return first, read(sample.clean or sample.captures[1])
+        level = self.noise.level(0.5) if self.settings.level is None else self.settings.level
+        return self.noise(first, level, keys.generator(0, number, "validation", self.device)), first
+
+    def _measure(self, noisy: torch.Tensor, denoised: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        clipped = denoised.clamp(0, 1)
+        # the noisy input is not clipped: its PSNR is that of the data
+        found = [psnr(noisy, reference), psnr(clipped, reference), ssim(clipped, reference)]
+        found.append(self.lpips(clipped, reference) if self.lpips is not None else torch.zeros(1))
+        return torch.cat([value.double().cpu() for value in found])
+
+
+def mean_psnr(values: dict[str, float]) -> float:
+    """Return the mean PSNR over the validation sets, which chooses the best weights."""
+    scores = [value for name, value in values.items() if name.endswith("/psnr")]
+    return sum(scores) / len(scores)
