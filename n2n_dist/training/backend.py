@@ -91,6 +91,8 @@ class Backend:
                 raise Refusal(f"zero_stage {stage}: only 1 and 2; a network of this size gains nothing from ZeRO-3")
             if not cuda:
                 os.environ["DS_ACCELERATOR"] = "cpu"
+            # the launch file's zero_stage is read above; beside a configuration in code Accelerate refuses it
+            os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
             logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
             self.name = f"ZeRO-{stage}"
             arguments["deepspeed_plugin"] = accelerate.DeepSpeedPlugin(

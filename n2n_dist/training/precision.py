@@ -62,11 +62,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.Abst
 
 
 def arrange(model: nn.Module, features: nn.Module | None, settings: TrainSettings, backend: Backend) -> None:
-    """Lay out and compile the networks in place, before the model is wrapped; parameter names do not change.
-
-    The denoiser is compiled block by block: compiled as a whole it would hand over all gradients at once, and
-    none could be reduced while the backward pass goes on.
-    """
+    """Lay out and compile the networks in place, before the model is wrapped; parameter names do not change."""
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -76,11 +72,20 @@ def arrange(model: nn.Module, features: nn.Module | None, settings: TrainSetting
         if features is not None:
             features.to(memory_format=torch.channels_last)
     if settings.compile == "on" or (settings.compile == "auto" and backend.device.type == "cuda"):
-        for module in model.modules():
-            if isinstance(module, ResBlock | AttentionGate | Downsample | Upsample):
-                module.compile()
-        if features is not None:
-            features.compile()
+        compile_blocks(model, features)
+
+
+def compile_blocks(model: nn.Module, features: nn.Module | None) -> None:
+    """Compile in place: the denoiser block by block, the frozen feature extractor as a whole.
+
+    Compiled as a whole the denoiser would hand over all gradients at once, and none could be reduced while the
+    backward pass goes on.
+    """
+    for module in model.modules():
+        if isinstance(module, ResBlock | AttentionGate | Downsample | Upsample):
+            module.compile()
+    if features is not None:
+        features.compile()
 
 
 def memory_format(settings: TrainSettings) -> torch.memory_format:

@@ -27,7 +27,7 @@ class ValidateSettings:
     every: int = 1000
     """Steps between two validations; one is always made at the end."""
     level: float | None = None
-    """Noise level of synthetic pairs (sigma in 1/255 of white, or photons); default: the middle of the training range."""
+    """Level of synthetic noise (sigma in 1/255 of white, or photons); default: the middle of the training range."""
     images: int = 64
     """Most samples of each validation set that are used."""
     strips: int = 4

@@ -1,0 +1,162 @@
+"""Speed and memory, measured as ratios in one run: shared machines drift, so two ways take turns."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from n2n_dist.config import load
+from n2n_dist.data.image import write_image
+from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.model.weights import save_model
+from n2n_dist.objective import LossSettings, losses
+from n2n_dist.threads import set_threads
+from n2n_dist.training.loop import train
+from n2n_dist.training.optim import OptimSettings, make_optimizer
+from n2n_dist.training.precision import TrainSettings, autocast, compile_blocks, memory_format
+
+STEPS = 20
+"""Steps of one measurement."""
+
+
+def loop(rounds: int, settings: Sequence[str]) -> None:
+    """Compare the training loop with a bare forward, backward and optimiser step on a fixed batch."""
+    config = load(Path("configs/demo.yaml"), ["data.validation=null", *settings])
+    set_threads(config.train.threads)
+    bare = _Bare(config.model, config.loss, config.data.crop, config.data.batch, config.train)
+    ratios, waits = [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = [f"run.dir={folder}", f"train.steps={2 * STEPS}", f"train.log_every={STEPS}"]
+            before = _seconds(bare.step, STEPS)
+            train(load(Path("configs/demo.yaml"), ["data.validation=null", *settings, *arguments]))
+            after = _seconds(bare.step, STEPS)
+            curves = _curves(Path(folder))
+            looped = config.data.batch / curves["speed/images_per_second"]
+            ratios.append(looped / ((before + after) / 2))
+            waits.append(curves["speed/waiting_for_data"])
+    print(f"loop: time of a step / bare step {_spread(ratios)}")
+    print(f"loop: share of time waiting for data {_spread(waits)}")
+
+
+def scaling(rounds: int, settings: Sequence[str]) -> None:
+    """Weak scaling of DDP on this machine: images a second of 2 ranks over twice those of 1 rank, one thread each."""
+    ratios = []
+    for _ in range(rounds):
+        one = _launched(1, ["data.batch=8", *settings])
+        two = _launched(2, ["data.batch=16", *settings])
+        again = _launched(1, ["data.batch=8", *settings])
+        ratios.append(two / (one + again))
+    print(f"scaling: 2 ranks / (2 x 1 rank) {_spread(ratios)}")
+
+
+def precision(rounds: int, width: int, crop: int, batch: int) -> None:
+    """Time a training step with each of bf16, channels_last and compile on and off, against all off."""
+    set_threads()
+    combinations = list(itertools.product(("fp32", "bf16"), (False, True), ("off", "on")))
+    ways = {}
+    for number_format, channels_last, compiled in combinations:
+        chosen = TrainSettings(precision=number_format, channels_last=channels_last, compile=compiled)
+        ways[number_format, channels_last, compiled] = _Bare(
+            ModelSettings(width=width), LossSettings(), crop, batch, chosen
+        )
+        ways[number_format, channels_last, compiled].step()
+    times: dict[tuple[str, bool, str], list[float]] = {key: [] for key in combinations}
+    for _ in range(rounds):
+        for key, bare in ways.items():
+            times[key].append(_seconds(bare.step, 1))
+    reference = times["fp32", False, "off"]
+    print(f"precision: width {width}, {batch} crops of {crop}, default loss; speed against fp32 contiguous")
+    for (number_format, channels_last, compiled), seconds in times.items():
+        layout = "channels_last" if channels_last else "contiguous"
+        ratio = statistics.median(a / b for a, b in zip(reference, seconds, strict=True))
+        name = f"{number_format} {layout} compile {compiled}"
+        print(f"  {name:36} {statistics.median(seconds):8.3f} s a step, {ratio:5.2f} x")
+
+
+def denoise(megapixels: float, width: int) -> None:
+    """Peak memory and time of denoising one large 8-bit RGB image, file to file, in a process of its own."""
+    side = round((megapixels * 1e6) ** 0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        weights, source, target = (Path(folder) / name for name in ("last.safetensors", "noisy.png", "denoised.png"))
+        save_model(weights, ResUNet(ModelSettings(width=width), crop=128))
+        write_image(source, np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
+        start = time.perf_counter()
+        command = [sys.executable, "launch/denoise.py", "--run", str(weights), str(source), str(target)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"denoise: {megapixels:g} megapixels, width {width}: {peak:.2f} GiB at most, {seconds:.0f} s")
+
+
+class _Bare:
+    """A network, its loss and one fixed batch: what a step costs with nothing around it."""
+
+    def __init__(
+        self, model: ModelSettings, loss: LossSettings, crop: int, batch: int, settings: TrainSettings
+    ) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        layout = memory_format(settings)
+        self.network: nn.Module = ResUNet(model, crop).to(self.device).to(memory_format=layout)
+        features = loss.extractor(model.channels)
+        self.features = None if features is None else features.to(self.device).to(memory_format=layout)
+        if settings.compile == "on":
+            compile_blocks(self.network, self.features)
+        self.loss = loss
+        self.dtype = torch.bfloat16 if settings.precision == "bf16" else None
+        self.optimizer = make_optimizer(self.network, OptimSettings())
+        shape = (batch, model.channels, crop, crop)
+        self.inputs = torch.rand(shape, device=self.device).contiguous(memory_format=layout)
+        self.targets = torch.rand(shape, device=self.device)
+
+    def step(self) -> None:
+        with autocast(self.device, self.dtype):
+            parts = losses(self.network, self.features, self.loss, self.inputs, self.targets)
+        parts["total"].backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def _seconds(action: Callable[[], None], repetitions: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repetitions):
+        action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repetitions
+
+
+def _launched(processes: int, settings: Sequence[str]) -> float:
+    """Train for two windows in a launch of its own; return the images a second of the second one."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["accelerate", "launch", "--config_file", "launch/backends/cpu.yaml"]
+        command += ["--num_processes", str(processes), "--main_process_port", "0", "launch/train.py"]
+        command += ["--config", "configs/demo.yaml", f"run.dir={folder}", "data.validation=null", "train.threads=1"]
+        command += ["data.workers=0", f"train.steps={2 * STEPS}", f"train.log_every={STEPS}", *settings]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return _curves(Path(folder))["speed/images_per_second"]
+
+
+def _curves(run_dir: Path) -> dict[str, float]:
+    """Return the last value of each curve of a run."""
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    return {name: events.Scalars(name)[-1].value for name in events.Tags()["scalars"]}
+
+
+def _spread(values: Sequence[float]) -> str:
+    ends = f"{min(values):.4f} to {max(values):.4f}"
+    return f"{statistics.median(values):.4f} (median of {len(values)}, {ends})"
