@@ -12,7 +12,7 @@ import omegaconf
 from omegaconf import OmegaConf
 
 from n2n_dist.data.dataset import DataSettings
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ModelSettings
 from n2n_dist.noise.models import MODELS, Gaussian, Poisson
 from n2n_dist.objective import LossSettings, PairSettings
@@ -116,7 +116,16 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         raise Refusal(f"{path}: not valid YAML ({error})") from None
     if not isinstance(settings, dict):
         raise Refusal(f"{path}: not a configuration; it must hold sections such as data: and train:")
-    sections = {field.name: field.type for field in dataclasses.fields(Config)}
+    try:
+        return _check(settings)
+    except Refusal as refusal:
+        run = settings.get("run")
+        if isinstance(run, dict) and isinstance(run.get("dir"), str):
+            write_error_file(Path(run["dir"]), refusal)
+        raise
+
+
+def _check(settings: dict[str, Any]) -> Config:
     classes: dict[str, type] = {
         "run": RunSettings,
         "data": DataSettings,
@@ -130,8 +139,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         "checkpoint": CheckpointSettings,
     }
     for name in settings:
-        if name not in sections:
-            raise Refusal(f"{name}: unknown section{_nearest(name, sections)}; known are {', '.join(sections)}")
+        if name not in classes:
+            raise Refusal(f"{name}: unknown section{_nearest(name, classes)}; known are {', '.join(classes)}")
     return Config(**{name: _section(name, cls, settings.get(name) or {}) for name, cls in classes.items()})
 
 

@@ -28,7 +28,12 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def write_error_file(run_dir: Path, error: BaseException) -> None:
-    """Leave the last error of a run in `RUN/error.txt`: a launcher's own traceback buries ours."""
+    """Leave the last error of a run in `RUN/error.txt`: a launcher's own traceback buries ours.
+
+    All ranks raise the same refusal, so only rank 0 writes it.
+    """
+    if isinstance(error, Refusal) and os.environ.get("RANK", "0") != "0":
+        return
     text = str(error) if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
     if run_dir.is_dir():
         (run_dir / "error.txt").write_text(text.rstrip() + "\n")

@@ -89,13 +89,14 @@ class Backend:
             stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
             if stage not in (1, 2):
                 raise Refusal(f"zero_stage {stage}: only 1 and 2; a network of this size gains nothing from ZeRO-3")
-            if not cuda:
-                os.environ["DS_ACCELERATOR"] = "cpu"
             # the launch file's zero_stage is read above; beside a configuration in code Accelerate refuses it
             os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
+            if not cuda:
+                os.environ["DS_ACCELERATOR"] = "cpu"
+                _skip_shm_compilation()
             logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
             self.name = f"ZeRO-{stage}"
-            arguments["deepspeed_plugin"] = accelerate.DeepSpeedPlugin(
+            arguments["deepspeed_plugin"] = _DeepSpeedPlugin(
                 hf_ds_config=_deepspeed_config(stage, plan, clip, autocast)
             )
         elif plan.world_size > 1:
@@ -175,6 +176,18 @@ class Backend:
         self.accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class _DeepSpeedPlugin(accelerate.DeepSpeedPlugin):
+    def set_deepspeed_weakref(self) -> None:
+        """Do nothing: it hands the settings to the package transformers, which is not used here."""
+
+
+def _skip_shm_compilation() -> None:
+    """Keep DeepSpeed from compiling an operator for inference at its first start on a CPU, which takes minutes."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
 def _deepspeed_config(stage: int, plan: BatchPlan, clip: float, autocast: torch.dtype | None) -> dict[str, Any]:

@@ -141,13 +141,10 @@ class Checkpoints:
             for parameter in group["params"]:
                 moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
                 optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
-        state = _state(model, ema, optimizer)
-        try:
-            dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+        try:  # fills the tensors in place
+            dcp.load(_state(model, ema, optimizer), checkpoint_id=path, no_dist=not dist.is_initialized())
         except (CheckpointException, RuntimeError, ValueError) as error:
             raise Refusal(f"{path}: does not fit this network ({error}); start in a new run.dir") from None
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
 
     def committed(self) -> list[Path]:
         """List the finished checkpoints, newest first."""

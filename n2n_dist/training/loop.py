@@ -77,6 +77,8 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     backend = Backend(plan, config.optim.clip, dtype, config.train.threads)
     if not dry_run:
         backend.on_main(lambda: config.claim(run_dir))
+    if backend.zero and not dry_run:
+        backend.on_main(lambda: _refuse_to_continue(run_dir, backend.name))
     torch.manual_seed(config.run.seed)
     network = ResUNet(config.model, config.data.crop).to(backend.device)
     if config.run.init:
@@ -147,6 +149,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     tracker.say(report.start(config, backend, dtype, index, order, network))
     if found:
         tracker.say(report.continuing(progress, config.train.steps))
+        progress.steps = config.train.steps
     if backend.zero:
         tracker.say(f"{backend.name}: writes its weights, but no checkpoint: this run cannot be continued")
     saved_at = time.monotonic()
@@ -199,6 +202,15 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     if backend.main:
         print(report.end(run_dir, progress, validation))
     backend.close()
+
+
+def _refuse_to_continue(run_dir: Path, backend: str) -> None:
+    for name in (BEST, LAST, "checkpoints"):
+        if (run_dir / name).exists():
+            raise Refusal(
+                f"run.dir {run_dir}: holds a run, and {backend} cannot continue one yet; choose another run.dir "
+                f"(run.init={run_dir} starts from its weights), or continue with a launch file without ZeRO"
+            )
 
 
 def _check_channels(index: Index, channels: int) -> None:
