@@ -99,6 +99,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         Refusal: names the key, its value, what is allowed and the nearest known key.
 
     """
+    where = path or "the settings on the command line"
     try:
         given: Any = OmegaConf.load(path) if path else OmegaConf.create()
         wrong = next((item for item in overrides if "=" not in item), None)
@@ -109,13 +110,13 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         raise Refusal(f"{path}: no such file; configurations are in configs/") from None
     except (OSError, ValueError, omegaconf.errors.OmegaConfBaseException) as error:
-        raise Refusal(f"{path}: not a configuration ({error})") from None
+        raise Refusal(f"{where}: not a configuration ({_one_line(error)})") from None
     except Exception as error:  # the YAML parser's own kinds of error
         if isinstance(error, Refusal):
             raise
-        raise Refusal(f"{path}: not valid YAML ({error})") from None
+        raise Refusal(f"{where}: not valid YAML ({_one_line(error)})") from None
     if not isinstance(settings, dict):
-        raise Refusal(f"{path}: not a configuration; it must hold sections such as data: and train:")
+        raise Refusal(f"{where}: not a configuration; it must hold sections such as data: and train:")
     try:
         return _check(settings)
     except Refusal as refusal:
@@ -146,7 +147,7 @@ def _check(settings: dict[str, Any]) -> Config:
 
 def _noise_class(settings: Any) -> type:
     name = settings.get("name", "gaussian") if isinstance(settings, dict) else "gaussian"
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise Refusal(f"noise.name {name!r}: unknown{_nearest(str(name), MODELS)}; known are {', '.join(MODELS)}")
     return MODELS[name]
 
@@ -162,6 +163,8 @@ def _section(name: str, cls: type, settings: Any) -> Any:
             raise Refusal(f"{name}.{key}: unknown setting{_nearest(key, known)}; known are {', '.join(known)}")
     schema = OmegaConf.structured(cls)
     for key, value in settings.items():
+        if type(value) is int and "float" in str(known[key]):
+            value = float(value)
         try:
             schema[key] = value
         except omegaconf.errors.OmegaConfBaseException:
@@ -172,6 +175,10 @@ def _section(name: str, cls: type, settings: Any) -> Any:
 def _nearest(key: str, known: Any) -> str:
     near = difflib.get_close_matches(key, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

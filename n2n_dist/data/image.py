@@ -89,7 +89,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path, black: float | None = None, white: float | None = None) -> Image:
-    """Read an image file; palettes become RGB, a JPEG's orientation tag is followed.
+    """Read an image file; a PNG's palette becomes RGB, a JPEG's orientation tag is followed.
 
     Raises:
         Refusal: the file cannot be read, is too large, or holds an unsupported kind of image.
@@ -113,7 +113,10 @@ def decode(data: bytes, suffix: str) -> np.ndarray:
     try:
         match suffix.lower():
             case ".npy":
-                return np.load(io.BytesIO(data), allow_pickle=False)
+                array = np.load(io.BytesIO(data), allow_pickle=False)
+                if not array.flags.c_contiguous:  # `read_pixels` takes rows out of the file
+                    raise Refusal("an array in Fortran order; save numpy.ascontiguousarray of it")
+                return array
             case ".tif" | ".tiff":
                 return _decode_tiff(data)
             case ".png" if data[24:25] == b"\x10":  # bit depth 16, which Pillow would cut to 8 in colour
@@ -183,6 +186,9 @@ def _decode_tiff(data: bytes) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if len(file.pages) != 1:
             raise Refusal(f"a TIFF of {len(file.pages)} pages; save each page as a file of its own")
+        kind = tifffile.PHOTOMETRIC(file.pages.first.photometric).name
+        if kind not in ("MINISBLACK", "RGB", "YCBCR"):
+            raise Refusal(f"a TIFF of kind {kind}; save it as grey or RGB")
         series = file.series[0]
         _check_size(series.size)
         array = series.asarray()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from n2n_dist.data.image import Image, decode, full_scale
+from n2n_dist.data.image import Image, decode
 from n2n_dist.errors import Refusal
 
 INDEX = "index.json"
@@ -99,7 +99,8 @@ class Index:
     def sample(self, number: int) -> tuple[Path, Sample]:
         """Return the tar and the description of sample `number` in [0, len(self))."""
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self.paths[shard], _samples(self.paths[shard])[number - int(self._starts[shard])]
+        samples = _samples(self.paths[shard], self.shards[shard].samples)
+        return self.paths[shard], samples[number - int(self._starts[shard])]
 
 
 def read_pixels(tar: Path, sample: Sample, member: Member, window: tuple[int, int, int, int]) -> np.ndarray:
@@ -198,6 +199,9 @@ def _scan(tar: Path) -> Iterator[Sample]:
                 if extension in sample:
                     raise Refusal(f"{tar}: member {info.name!r} stands in it twice; build the tar again")
                 sample[extension] = Member(extension.rpartition(".")[2], info.offset_data, info.size)
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile stops at a bad header
+                raise tarfile.ReadError("no end mark after the last readable member")
             for key, sample in members.items():
                 yield _describe(tar, file, key, sample)
     except (tarfile.TarError, EOFError) as error:
@@ -217,12 +221,15 @@ def _describe(tar: Path, file: Any, key: str, members: dict[str, Member]) -> Sam
     if not captures:
         raise Refusal(f"{tar}: sample {key!r} has no image ({', '.join(members)}); wanted KEY.0.png or KEY.png")
     try:
-        described = [Image.from_array(decode(read(m), f".{m.extension}")).pixels for m in images.values()]
         settings = json.loads(read(members["json"])) if "json" in members else {}
-    except (Refusal, ValueError) as error:
+        described = [
+            Image.from_array(decode(read(m), f".{m.extension}"), settings.get("black"), settings.get("white"))
+            for m in (*captures, *([clean] if clean else []))
+        ]
+    except (Refusal, ValueError, TypeError, AttributeError) as error:
         raise Refusal(f"{tar}: sample {key!r}: {error}") from None
-    first = described[0]
-    if any(other.shape != first.shape or other.dtype != first.dtype for other in described):
+    first = described[0].pixels
+    if any(other.pixels.shape != first.shape or other.pixels.dtype != first.dtype for other in described):
         raise Refusal(f"{tar}: sample {key!r}: its images differ in size, channels or type")
     return Sample(
         key=key,
@@ -230,8 +237,8 @@ def _describe(tar: Path, file: Any, key: str, members: dict[str, Member]) -> Sam
         clean=clean,
         shape=(first.shape[0], first.shape[1], first.shape[2]),
         dtype=str(first.dtype),
-        black=float(settings.get("black", 0)),
-        white=float(settings.get("white", full_scale(first.dtype))),
+        black=float(described[0].black),
+        white=float(described[0].white),
     )
 
 
@@ -269,22 +276,25 @@ def _reindex(folder: Path) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _samples(tar: Path) -> list[Sample]:
+def _samples(tar: Path, count: int) -> list[Sample]:
+    path = tar.with_suffix(".json")
     try:
-        records = json.loads(tar.with_suffix(".json").read_text())
-    except (OSError, ValueError) as error:
-        raise Refusal(f"{tar.with_suffix('.json')}: cannot be read ({error}); {_reindex(tar.parent)}") from None
-    return [
-        Sample(
-            **{
-                **record,
-                "captures": [Member(**member) for member in record["captures"]],
-                "clean": record["clean"] and Member(**record["clean"]),
-                "shape": tuple(record["shape"]),
-            }
-        )
-        for record in records
-    ]
+        samples = [
+            Sample(
+                **{
+                    **record,
+                    "captures": [Member(**member) for member in record["captures"]],
+                    "clean": record["clean"] and Member(**record["clean"]),
+                    "shape": tuple(record["shape"]),
+                }
+            )
+            for record in json.loads(path.read_text())
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refusal(f"{path}: cannot be read ({error!r}); {_reindex(tar.parent)}") from None
+    if len(samples) != count:
+        raise Refusal(f"{path}: {len(samples)} samples, but {INDEX} says {count}; {_reindex(tar.parent)}")
+    return samples
 
 
 def _sha256(path: Path) -> str:

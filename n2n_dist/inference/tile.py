@@ -31,12 +31,12 @@ def denoise_image(model: ResUNet, image: Image) -> Image:
 
 @torch.inference_mode()
 def denoise_tiled(
-    model: torch.nn.Module, noisy: torch.Tensor, device: torch.device, tile: int = TILE, halo: int = HALO
+    model: ResUNet, noisy: torch.Tensor, device: torch.device, tile: int = TILE, halo: int = HALO
 ) -> torch.Tensor:
     """Denoise [C, H, W] piece by piece; the result lies where `noisy` lies.
 
     Args:
-        model: denoiser of [N, C, H, W].
+        model: the denoiser.
         noisy: float32, black 0 and white 1.
         device: where the model is.
         tile: height and width of the part of a piece that is kept, in pixels.
@@ -48,9 +48,10 @@ def denoise_tiled(
     for top in range(0, height, tile):
         for left in range(0, width, tile):
             bottom, right = min(top + tile, height), min(left + tile, width)
-            # where the image ends, the piece reaches back, so that all pieces of an image are of one size
-            first_row = max(0, min(top - halo, height - tile - 2 * halo))
-            first_column = max(0, min(left - halo, width - tile - 2 * halo))
+            # Where the image ends, the piece reaches back, so that it is no smaller than the others. All start on
+            # the grid of the coarsest level: the network is not equivariant to other shifts.
+            first_row = max(0, min(top - halo, height - tile - 2 * halo)) // model.divisor * model.divisor
+            first_column = max(0, min(left - halo, width - tile - 2 * halo)) // model.divisor * model.divisor
             piece = noisy[:, first_row : top + tile + halo, first_column : left + tile + halo]
             result = model(piece[None].to(device))[0].to(noisy.device)
             output[:, top:bottom, left:right] = result[

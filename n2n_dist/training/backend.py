@@ -78,6 +78,7 @@ class Backend:
         """
         self.plan = plan
         self.clip = clip
+        self.autocast = autocast
         zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
         cuda = torch.cuda.is_available()
         accumulation = accelerate.utils.GradientAccumulationPlugin(
@@ -123,9 +124,22 @@ class Backend:
         """Whether this is rank 0, which prints and writes."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Return model and optimiser that reduce gradients over the ranks; their parameters stay the same objects."""
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, example: torch.Tensor) -> tuple[nn.Module, Any]:
+        """Return model and optimiser that reduce gradients over the ranks; their parameters stay the same objects.
+
+        Args:
+            model: the network, on this rank's device.
+            optimizer: of the model's parameters.
+            example: a micro-batch of any images.
+
+        """
         wrapped = self.accelerator.prepare(model, optimizer)
+        if self.name == "DDP":
+            # DDP orders its buckets anew after the first backward pass. That one is thrown away, so that a continued
+            # run adds gradients up in the same order as an uninterrupted one.
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                wrapped[0](example).sum().backward()
+            model.zero_grad()
         return wrapped[0], wrapped[1]
 
     @contextlib.contextmanager

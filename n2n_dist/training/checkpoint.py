@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from n2n_dist.errors import Refusal
 from n2n_dist.training.backend import Backend
 
 MANIFEST = "manifest.json"
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no reason to warn
 
 
 @dataclass
@@ -40,7 +42,7 @@ class CheckpointSettings:
     """Newest checkpoints that are kept, 2 or more: the newest one may be found damaged."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.minutes <= 0:
+        if self.every < 1 or not self.minutes > 0:
             raise Refusal(f"checkpoint.every {self.every}, checkpoint.minutes {self.minutes}: must be above 0")
         if self.keep < 2:
             raise Refusal(f"checkpoint.keep {self.keep}: must be 2 or more, because the newest may be found damaged")
@@ -124,7 +126,7 @@ class Checkpoints:
                     shutil.rmtree(aside, ignore_errors=True)
                     path.rename(aside)
                     warn(f"checkpoint {path.name} is damaged ({error}); set aside as {aside.name}")
-            if committed:
+            if any(self.folder.glob("step-*.damaged")):
                 raise Refusal(f"{self.folder}: all checkpoints are damaged; start in a new run.dir")
             return None
 

@@ -43,6 +43,10 @@ class RunSettings:
     init: str | None = None
     """Weights to start from: a .safetensors file or another run's folder."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise Refusal(f"run.seed {self.seed}: must be 0 or more and below 2**63")
+
 
 def train(config: Config, dry_run: bool = False) -> None:
     """Train a denoiser, or continue the run in `run.dir`.
@@ -108,7 +112,9 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
         if progress.data != index.fingerprint:
             raise Refusal(f"data.shards: {path} was trained on other samples; use the same shards, or a new run.dir")
         checkpoints.load(path, network, ema, optimizer)
-    model, stepper = backend.wrap(network, optimizer)
+    example = torch.zeros(plan.micro_batch, config.model.channels, config.data.crop, config.data.crop)
+    example = example.to(backend.device, memory_format=memory_format(config.train))
+    model, stepper = backend.wrap(network, optimizer, example)
     places = RankOrder(order, progress.samples_seen, backend.rank, backend.world_size, plan.micro_batch)
     loader = iter(make_loader(dataset, places, config.data.workers, backend.device))
 

@@ -27,10 +27,10 @@ class OptimSettings:
     """Decay of the moving average of the weights, which is what validates and ships; 0: the weights themselves."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise Refusal(f"optim.lr {self.lr}: must be above 0")
         for name in ("warmup", "weight_decay", "clip"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise Refusal(f"optim.{name} {getattr(self, name)}: must be 0 or more")
         if not 0 <= self.ema < 1:
             raise Refusal(f"optim.ema {self.ema}: must be 0 or more and below 1")

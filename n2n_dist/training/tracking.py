@@ -30,7 +30,7 @@ class Tracker:
             disable=not main,
             file=sys.stdout,
             dynamic_ncols=True,
-            mininterval=1.0,
+            mininterval=1 if sys.stdout.isatty() else 30,  # a job's log is a file: fewer lines
         )
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1) if main else None
 

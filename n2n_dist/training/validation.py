@@ -37,6 +37,8 @@ class ValidateSettings:
         for name, smallest in (("every", 1), ("images", 1), ("strips", 0)):
             if getattr(self, name) < smallest:
                 raise Refusal(f"validate.{name} {getattr(self, name)}: must be {smallest} or more")
+        if self.level is not None and not 0 < self.level < float("inf"):
+            raise Refusal(f"validate.level {self.level}: must be above 0")
 
 
 class Validation:

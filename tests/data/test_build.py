@@ -1,0 +1,204 @@
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from images import random_pixels
+
+from n2n_dist.data.build import VALIDATION, Options, build
+from n2n_dist.data.image import write_image
+from n2n_dist.data.shard import Index, read_pixels, verify
+from n2n_dist.errors import Refusal
+
+
+def read_all(folder: Path) -> list[dict]:
+    """Read shards as anyone would: with the webdataset package."""
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    return list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+
+
+def silent(message: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("encoding", ["npy", "png"])
+def test_any_webdataset_reader_reads_the_tiles_and_they_cover_the_image(tmp_path: Path, encoding: str) -> None:
+    pixels = random_pixels((50, 91, 3))
+    write_image(tmp_path / "in" / "sub" / "a b.png", pixels)
+    report = build(tmp_path / "in", tmp_path / "out", Options(tile=32, encoding=encoding, shard_samples=4))
+    assert (report.scenes, report.tiles, report.bad) == (1, 6, [])
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 2
+    canvas = np.full(pixels.shape, -1)
+    for sample in read_all(tmp_path / "out"):
+        about, tile = sample["json"], sample[f"0.{encoding}"]
+        assert max(tile.shape[:2]) <= 32
+        assert tile.dtype == np.uint8
+        assert (about["source"], about["black"], about["white"], about["bit_depth"]) == ("sub/a b.png", 0, 255, 8)
+        canvas[about["top"] : about["top"] + tile.shape[0], about["left"] : about["left"] + tile.shape[1]] = tile
+    np.testing.assert_array_equal(canvas, pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_deep_images_stay_lossless(tmp_path: Path, dtype: type) -> None:
+    pixels = random_pixels((40, 30, 2), dtype)
+    write_image(tmp_path / "in" / "a.tif", pixels)
+    build(tmp_path / "in", tmp_path / "out", Options(black=-1, white=2))
+    (sample,) = read_all(tmp_path / "out")
+    assert sample["0.npy"].dtype == dtype
+    np.testing.assert_array_equal(sample["0.npy"], pixels)
+    assert (sample["json"]["black"], sample["json"]["white"]) == (-1, 2)
+    tar, described = Index([tmp_path / "out"]).sample(0)
+    crop = read_pixels(tar, described, described.captures[0], (0, 0, 40, 30))
+    np.testing.assert_allclose(crop, (pixels.astype(np.float64) + 1) / 3, rtol=1e-6, atol=1e-6)
+
+
+def test_float_images_need_a_range(tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.tif", random_pixels((20, 20, 1), np.float32))
+    said: list[str] = []
+    with pytest.raises(Refusal, match="no usable image"):
+        build(tmp_path / "in", tmp_path / "out", Options(), said.append)
+    assert "a.tif" in said[0]
+    assert "--white" in said[0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_npy_and_png_give_equal_crops(tmp_path: Path, dtype: type) -> None:
+    write_image(tmp_path / "in" / "a.png", random_pixels((40, 70, 3), dtype))
+    crops = []
+    for encoding in ("npy", "png"):
+        build(tmp_path / "in", tmp_path / encoding, Options(tile=48, encoding=encoding))
+        index = Index([tmp_path / encoding])
+        samples = [index.sample(number) for number in range(len(index))]
+        crops.append([read_pixels(tar, sample, sample.captures[0], (5, 7, 30, 16)) for tar, sample in samples])
+    np.testing.assert_array_equal(*crops)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_captures_of_a_scene_become_one_sample(tmp_path: Path, count: int) -> None:
+    scenes = {name: [random_pixels((20, 24, 1), np.uint16, n) for n in range(count)] for name in ("s1", "s2")}
+    for name, captures in scenes.items():
+        for number, pixels in enumerate(captures):
+            write_image(tmp_path / "in" / name / f"{number}.png", pixels)
+    build(tmp_path / "in", tmp_path / "out", Options(captures=True))
+    samples = read_all(tmp_path / "out")
+    assert len(samples) == 2
+    for sample, captures in zip(samples, scenes.values(), strict=True):
+        for number, pixels in enumerate(captures):
+            np.testing.assert_array_equal(sample[f"{number}.npy"], pixels)
+    index = Index([tmp_path / "out"])
+    assert index.shards[0].captures == count
+    assert len(index.sample(0)[1].captures) == count
+
+
+@pytest.mark.parametrize(
+    ("odd", "what"),
+    [((20, 25, 1), "must agree"), ((20, 24, 3), "must agree"), (None, "only capture")],
+)
+def test_scene_that_gives_no_pairs_is_named_and_skipped(tmp_path: Path, odd: tuple[int, ...], what: str) -> None:
+    for name in ("a/0", "a/1", "b/0", "c/0", "c/1"):
+        write_image(tmp_path / "in" / f"{name}.png", random_pixels((20, 24, 1)))
+    if odd:
+        write_image(tmp_path / "in" / "b" / "1.png", random_pixels(odd))
+    said: list[str] = []
+    report = build(tmp_path / "in", tmp_path / "out", Options(captures=True), said.append)
+    assert report.scenes == len(Index([tmp_path / "out"])) == 2
+    assert len(said) == len(report.bad) == 1
+    assert f"b/{1 if odd else 0}.png" in said[0]
+    assert what in said[0]
+
+
+def test_images_beside_scene_folders_are_refused(tmp_path: Path) -> None:
+    for name in ("a/0", "a/1", "stray"):
+        write_image(tmp_path / "in" / f"{name}.png", random_pixels((20, 24, 1)))
+    with pytest.raises(Refusal, match="outside a scene folder"):
+        build(tmp_path / "in", tmp_path / "out", Options(captures=True))
+
+
+def test_one_unreadable_file_is_skipped_and_counted(tmp_path: Path, write_images: Callable[..., Path]) -> None:
+    source = write_images("a.png", "b.png", "c.png")
+    (source / "b.png").write_bytes(b"nothing")
+    said: list[str] = []
+    report = build(source, tmp_path / "out", Options(), said.append)
+    assert (report.scenes, len(report.bad)) == (2, 1)
+    assert str(source / "b.png") in report.bad[0]
+    assert str(source / "b.png") in said[0]
+    assert [sample["json"]["source"] for sample in read_all(tmp_path / "out")] == ["a.png", "c.png"]
+
+
+def test_too_many_unreadable_files_leave_nothing_behind(tmp_path: Path, write_images: Callable[..., Path]) -> None:
+    source = write_images("a.png", "b.png", "c.png", "d.png")
+    for name in ("b.png", "d.png"):
+        (source / name).write_bytes(b"nothing")
+    with pytest.raises(Refusal, match=f"{source}: 2 unreadable"):
+        build(source, tmp_path / "out", Options(shard_samples=1), silent)
+    assert list(tmp_path.iterdir()) == [source]
+    assert build(source, tmp_path / "out", Options(max_bad=0.5), silent).scenes == 2
+
+
+def test_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for source in (tmp_path / "in", tmp_path / "none"):
+        with pytest.raises(Refusal, match=str(source)):
+            build(source, tmp_path / "out", Options())
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_exists_is_not_written_over(tmp_path: Path, write_images: Callable[..., Path]) -> None:
+    source = write_images("a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    with pytest.raises(Refusal, match="exists already"):
+        build(source, tmp_path / "out", Options())
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+def test_the_same_images_give_the_same_bytes(tmp_path: Path, write_images: Callable[..., Path]) -> None:
+    source = write_images("a.png", "b.png", "c.png")
+    for name in ("one", "two"):
+        build(source, tmp_path / name, Options(tile=32, shard_samples=3, holdout=1))
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert files == sorted(path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*.*"))
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    with tarfile.open(tmp_path / "one" / "shard-000000.tar") as archive:
+        assert {(m.mtime, m.uname, m.gname, m.mode) for m in archive} == {(0, "n2n", "n2n", 0o644)}
+
+
+def test_held_out_scenes_are_spread_and_not_trained_on(tmp_path: Path, write_images: Callable[..., Path]) -> None:
+    names = [f"{number}.png" for number in range(10)]
+    source = write_images(*names)
+    build(source, tmp_path / "out", Options(tile=32, holdout=3))
+    train = {sample["json"]["source"] for sample in read_all(tmp_path / "out")}
+    validation = {sample["json"]["source"] for sample in read_all(tmp_path / "out" / VALIDATION)}
+    assert validation == {"0.png", "3.png", "6.png"}
+    assert train == set(names) - validation
+    for holdout in (-1, 10):
+        with pytest.raises(Refusal, match=f"--holdout {holdout}"):
+            build(source, tmp_path / "other", Options(holdout=holdout))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"encoding": "jpg"}, "--encoding jpg"),
+        ({"tile": 8}, "--tile 8"),
+        ({"shard_samples": 0}, "--shard-samples 0"),
+        ({"max_bad": 0.0}, "--max-bad 0"),
+    ],
+)
+def test_bad_options_are_refused_by_name(tmp_path: Path, options: dict, named: str) -> None:
+    write_image(tmp_path / "in" / "a.png", random_pixels((20, 20, 1)))
+    with pytest.raises(Refusal, match=named):
+        build(tmp_path / "in", tmp_path / "out", Options(**options))
+
+
+def test_demo_shards_are_as_they_were_indexed_and_disjoint() -> None:
+    demo = Path(__file__).resolve().parents[2] / "shards" / "demo"
+    sources = {}
+    for part in ("train", "validation"):
+        verify(demo / part)
+        sources[part] = {sample["json"]["source"].split("-")[0] for sample in read_all(demo / part)}
+        assert len(Index([demo / part])) == {"train": 64, "validation": 8}[part]
+    assert not sources["train"] & sources["validation"]

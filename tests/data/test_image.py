@@ -1,0 +1,208 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import PIL.Image
+import pytest
+import tifffile
+from images import random_pixels
+
+from n2n_dist.data import image
+from n2n_dist.data.image import Image, decode, encode, find_images, read_image, write_image
+from n2n_dist.errors import Refusal
+
+
+@pytest.mark.parametrize("size", [(9, 7), (1, 1), (3, 4), (2, 1)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [
+        (".png", np.uint8),
+        (".png", np.uint16),
+        (".tif", np.uint8),
+        (".tif", np.uint16),
+        (".tiff", np.float32),
+        (".npy", np.float32),
+    ],
+)
+def test_what_is_written_is_read_again(suffix: str, dtype: type, channels: int, size: tuple[int, int]) -> None:
+    pixels = random_pixels((*size, channels), dtype)
+    again = Image.from_array(decode(encode(pixels, suffix), suffix)).pixels
+    assert again.dtype == pixels.dtype
+    np.testing.assert_array_equal(again, pixels)
+
+
+def test_files_have_the_bit_depth_they_claim(tmp_path: Path) -> None:
+    pixels = random_pixels((16, 16, 3), np.uint16)
+    write_image(tmp_path / "deep" / "a.png", pixels)
+    data = (tmp_path / "deep" / "a.png").read_bytes()
+    assert data[24] == 16  # bit depth in the header
+    np.testing.assert_array_equal(imagecodecs.png_decode(data), pixels)
+    write_image(tmp_path / "a.tif", pixels)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), pixels)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "a.tif", "deep"]  # no temporary file
+
+
+def test_16_bit_grey_png_of_pillow(tmp_path: Path) -> None:
+    pixels = random_pixels((8, 8), np.uint16)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(read.pixels[..., 0], pixels)
+    assert (read.black, read.white) == (0, 65535)
+
+
+def test_palette_png_becomes_rgb(tmp_path: Path) -> None:
+    pixels = np.array([[[250, 0, 10], [0, 200, 30]], [[7, 8, 9], [250, 0, 10]]], np.uint8)
+    PIL.Image.fromarray(pixels).quantize(4).save(tmp_path / "a.png")
+    assert PIL.Image.open(tmp_path / "a.png").mode == "P"
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").pixels, pixels)
+
+
+def test_jpeg_is_turned_as_its_tag_says(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 255
+    tag = PIL.Image.Exif()
+    tag[0x0112] = 6  # to be shown turned clockwise by 90 degrees
+    PIL.Image.fromarray(pixels).save(tmp_path / "plain.jpg", quality=95)
+    PIL.Image.fromarray(pixels).save(tmp_path / "turned.JPEG", quality=95, exif=tag)
+    plain, turned = read_image(tmp_path / "plain.jpg").pixels, read_image(tmp_path / "turned.JPEG").pixels
+    assert np.abs(plain.astype(int) - pixels).max() < 10
+    assert turned.shape == (32, 16, 3)
+    assert np.abs(turned.astype(int) - np.rot90(pixels, -1)).max() < 10
+
+
+def test_planes_of_a_tiff_become_the_last_axis() -> None:
+    planes = random_pixels((3, 9, 7), np.uint8)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, planes, photometric="rgb", planarconfig="separate")
+    np.testing.assert_array_equal(decode(buffer.getvalue(), ".tif"), planes.transpose(1, 2, 0))
+
+
+def test_double_precision_tiff_is_read_as_float32() -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.full((4, 4), 0.1))
+    assert decode(buffer.getvalue(), ".tif").dtype == np.float32
+
+
+def write_tiff(path: Path, kind: str) -> None:
+    pixels = random_pixels((8, 8, 4), np.uint8)
+    if kind == "palette":
+        PIL.Image.fromarray(pixels[..., :3]).quantize(4).save(path)
+    elif kind == "cmyk":
+        PIL.Image.fromarray(pixels, "CMYK").save(path)
+    elif kind == "white is zero":
+        tifffile.imwrite(path, pixels[..., 0], photometric="miniswhite")
+    elif kind == "two pages":
+        tifffile.imwrite(path, np.zeros((2, 8, 8), np.uint8), photometric="minisblack")
+    else:
+        tifffile.imwrite(path, np.zeros((8, 8), np.int32))
+
+
+@pytest.mark.parametrize("kind", ["palette", "cmyk", "white is zero", "two pages", "int32"])
+def test_tiff_whose_numbers_mean_something_else_is_refused(tmp_path: Path, kind: str) -> None:
+    write_tiff(tmp_path / "a.tif", kind)
+    with pytest.raises(Refusal, match=r"a\.tif"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [(".png", np.uint8), (".png", np.uint16), (".tif", np.uint16)])
+@pytest.mark.parametrize("damage", ["empty", "half", "flipped", "text"])
+def test_damaged_file_is_refused_by_name(tmp_path: Path, suffix: str, dtype: type, damage: str) -> None:
+    data = encode(random_pixels((32, 32, 3), dtype), suffix)
+    middle = len(data) // 2
+    damaged = {
+        "empty": b"",
+        "half": data[:middle],
+        "flipped": data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :],
+        "text": b"not an image",
+    }
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(damaged[damage])
+    with pytest.raises(Refusal, match=f"{path}: damaged"):
+        read_image(path)
+
+
+def test_truncated_jpeg_and_uncompressed_tiff_are_refused(tmp_path: Path) -> None:
+    PIL.Image.fromarray(random_pixels((64, 64, 3), np.uint8)).save(tmp_path / "a.jpg")
+    tifffile.imwrite(tmp_path / "a.tif", random_pixels((64, 64), np.uint16))
+    for path in (tmp_path / "a.jpg", tmp_path / "a.tif"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(Refusal, match=str(path)):
+            read_image(path)
+
+
+def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"none\.png: cannot be read"):
+        read_image(tmp_path / "none.png")
+
+
+def test_file_that_claims_to_be_huge_is_refused_before_memory_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "MAX_PIXELS", 100)
+    for data, suffix in (
+        (encode(random_pixels((16, 16, 3), np.uint16), ".png"), ".png"),
+        (encode(random_pixels((16, 16, 3), np.uint16), ".tif"), ".tif"),
+    ):
+        with pytest.raises(Refusal, match="claims"):
+            decode(data, suffix)
+
+
+def test_png_that_claims_to_be_huge_is_refused() -> None:
+    data = encode(np.zeros((4, 4, 3), np.uint8), ".png")
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + data[24:29]
+    huge = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    with pytest.raises(Refusal, match="DecompressionBomb"):
+        decode(huge, ".png")
+
+
+def test_range_and_shape_are_checked() -> None:
+    pixels = np.zeros((4, 4), np.uint8)
+    for black, white in ((255, None), (10, 10), (20, 10), (None, 0), (None, float("nan"))):
+        with pytest.raises(Refusal, match="not above black level"):
+            Image.from_array(pixels, black, white)
+    for shape in ((4, 4, 5), (0, 4), (4,), (1, 4, 4, 3)):
+        with pytest.raises(Refusal, match="shape"):
+            Image.from_array(np.zeros(shape, np.uint8))
+    for dtype in (np.int32, np.float64, np.bool_):
+        with pytest.raises(Refusal, match="type"):
+            Image.from_array(np.zeros((4, 4), dtype))
+
+
+def test_normalised_values_are_not_clipped_and_go_back_exactly() -> None:
+    pixels = random_pixels((32, 32, 2), np.uint16)
+    wrapped = Image.from_array(pixels, black=1000, white=50000)
+    values = wrapped.normalised()
+    assert values.dtype == np.float32
+    assert values.min() < 0
+    assert values.max() > 1
+    np.testing.assert_allclose(values, (pixels.astype(np.float64) - 1000) / 49000, atol=1e-6)
+    np.testing.assert_array_equal(wrapped.with_normalised(values).pixels, pixels)
+
+
+def test_integer_results_are_rounded_and_clipped_and_float_ones_are_not() -> None:
+    values = np.array([[[-1.0], [0.5019], [2.0]]], np.float32)
+    assert Image.from_array(np.zeros((1, 3), np.uint8)).with_normalised(values).pixels.ravel().tolist() == [0, 128, 255]
+    floats = Image.from_array(np.zeros((1, 3), np.float32), white=10.0).with_normalised(values).pixels
+    np.testing.assert_allclose(floats.ravel(), [-10, 5.019, 20], rtol=1e-6)
+
+
+def test_formats_that_would_lose_something_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="float32"):
+        encode(np.zeros((4, 4, 1), np.float32), ".png")
+    with pytest.raises(Refusal, match=r"\.jpg"):
+        write_image(tmp_path / "a.jpg", np.zeros((4, 4, 1), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_are_found_in_a_fixed_order_without_hidden_ones(tmp_path: Path) -> None:
+    for name in ("b/2.PNG", "b/1.jpg", "a.tiff", ".hidden/x.png", ".x.png", "note.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == ["a.tiff", "b/1.jpg", "b/2.PNG"]
+    with pytest.raises(Refusal, match="no such folder"):
+        find_images(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Refusal, match="no image"):
+        find_images(tmp_path / "empty")

@@ -1,0 +1,130 @@
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from n2n_dist.data.dataset import RankOrder
+from n2n_dist.data.order import Order
+from n2n_dist.errors import Refusal
+
+
+def divisors(number: int) -> list[int]:
+    return [c for c in range(1, number + 1) if number % c == 0]
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> Order:
+    sizes = draw(st.lists(st.integers(1, 40), min_size=1, max_size=8))
+    batch = draw(st.integers(1, min(sum(sizes), 48)))
+    streams = draw(st.sampled_from([None, *divisors(batch)]))
+    return Order(np.array(sizes), draw(st.integers(0, 2**32)), batch, streams)
+
+
+def epoch_of(order: Order, epoch: int) -> np.ndarray:
+    """[batches, B]"""
+    first = epoch * order.batches_per_epoch
+    return np.stack([order.batch((first + n) * order.batch_size) for n in range(order.batches_per_epoch)])
+
+
+@given(orders(), st.integers(0, 3))
+def test_no_sample_repeats_in_an_epoch_and_only_the_tail_is_dropped(order: Order, epoch: int) -> None:
+    total = int(order.sizes.sum())
+    numbers = epoch_of(order, epoch).ravel()
+    assert len(np.unique(numbers)) == len(numbers) == total - total % order.batch_size
+    assert numbers.min() >= 0
+    assert numbers.max() < total
+
+
+@given(orders(), st.integers(0, 200), st.data())
+def test_ranks_and_micro_batches_cut_the_same_batches(order: Order, step: int, data: st.DataObject) -> None:
+    world_size = data.draw(st.sampled_from(divisors(order.batch_size)), "world size")
+    micro_batch = data.draw(st.sampled_from(divisors(order.batch_size // world_size)), "micro-batch")
+    seen = step * order.batch_size
+    batch: list[tuple[int, int]] = []
+    for rank in range(world_size):
+        micro_batches = iter(RankOrder(order, seen, rank, world_size, micro_batch))
+        for _ in range(order.batch_size // world_size // micro_batch):
+            cut = next(micro_batches)
+            assert len(cut) == micro_batch
+            batch += cut
+    assert batch == [(seen + i, number) for i, number in enumerate(order.batch(seen).tolist())]
+
+
+@given(orders(), st.integers(0, 30))
+def test_resume_goes_on_as_if_nothing_had_happened(order: Order, stop: int) -> None:
+    uninterrupted = iter(RankOrder(order, 0, 0, 1, order.batch_size))
+    for _ in range(stop):
+        next(uninterrupted)
+    fresh = Order(order.sizes, order.seed, order.batch_size, order.streams)
+    resumed = iter(RankOrder(fresh, stop * order.batch_size, 0, 1, order.batch_size))
+    for _ in range(order.batches_per_epoch + 2):  # over the end of an epoch
+        assert next(resumed) == next(uninterrupted)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32))
+def test_seeds_and_epochs_differ_in_order_and_in_the_dropped_tail(seed: int) -> None:
+    sizes = np.array([50, 70, 30])
+    order, other = Order(sizes, seed, 64), Order(sizes, seed + 1, 64)
+    epochs = [epoch_of(order, 0), epoch_of(order, 1), epoch_of(other, 0)]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert not np.array_equal(epochs[a], epochs[b])
+        assert set(epochs[a].ravel()) != set(epochs[b].ravel())
+
+
+def test_a_batch_mixes_as_many_shards_as_streams() -> None:
+    order = Order(np.full(32, 100), 0, 16, streams=8)
+    shards = [set(batch // 100) for batch in epoch_of(order, 0)]
+    assert all(len(found) <= 16 for found in shards)  # the two samples of a stream may lie on both sides of a cut
+    assert np.mean([len(found) for found in shards]) == pytest.approx(8, abs=0.5)
+    # a stream stays in its shard: few are open at a time
+    assert sum(len(b - a) for a, b in itertools.pairwise(shards)) <= 32
+
+
+def test_every_shard_and_sample_is_as_likely_to_come_first() -> None:
+    firsts = [int(Order(np.array([10, 20, 30]), seed, 1).batch(0)[0]) for seed in range(6000)]
+    counts = np.bincount(firsts, minlength=60)
+    # the shard is drawn first, and evenly: 2000 each, 4 standard errors
+    for low, high in ((0, 10), (10, 30), (30, 60)):
+        assert abs(counts[low:high].sum() - 2000) < 4 * (6000 * (1 / 3) * (2 / 3)) ** 0.5
+        expected = 2000 / (high - low)
+        assert np.abs(counts[low:high] - expected).max() < 5 * expected**0.5
+
+
+@pytest.mark.parametrize(("batch", "streams"), [(1, 1), (16, 16), (64, 64), (97, 1), (128, 64), (130, 26), (192, 64)])
+def test_streams_default_to_the_largest_divisor_up_to_64(batch: int, streams: int) -> None:
+    assert Order(np.array([1000]), 0, batch).streams == streams
+
+
+def test_order_is_a_format_that_releases_keep() -> None:
+    order = Order(np.array([5, 3, 6]), 0, 4, 2)
+    batches = [order.batch(seen).tolist() for seen in (0, 4, 8, 12)]
+    assert batches == [[10, 11, 3, 2], [9, 8, 1, 4], [12, 13, 0, 5], [3, 2, 13, 12]]
+
+
+def test_fewer_samples_than_a_batch_are_refused_with_both_numbers() -> None:
+    assert len(Order(np.array([3, 4]), 0, 7).batch(0)) == 7
+    with pytest.raises(Refusal, match=r"data\.batch 8.*7 samples"):
+        Order(np.array([3, 4]), 0, 8)
+
+
+@pytest.mark.parametrize("streams", [3, -2, 16])
+def test_streams_that_do_not_divide_the_batch_are_refused(streams: int) -> None:
+    with pytest.raises(Refusal, match=f"data.streams {streams}.*8"):
+        Order(np.array([100]), 0, 8, streams)
+
+
+def test_many_shards_take_little_time_and_memory() -> None:
+    order = Order(np.full(100_000, 1000), 0, 256)  # 10^8 samples
+    batch = order.batch(order.batches_per_epoch // 2 * 256)
+    assert len(np.unique(batch)) == 256
+    assert batch.max() < 100_000_000
+
+
+def test_order_works_without_torch() -> None:
+    program = "import sys, n2n_dist.data.order, n2n_dist.errors; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

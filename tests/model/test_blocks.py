@@ -1,0 +1,89 @@
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from n2n_dist.model.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample
+
+
+def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scaled_by(gate: SqueezeExcitation, x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(gate.excite(F.relu(gate.squeeze(mean))))
+
+
+@pytest.mark.parametrize("size", [(9, 14), (5, 12), (12, 5), (6, 6), (5, 5), (1, 20)])
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_sliding_mean_is_that_of_every_window(window: int, size: tuple[int, int]) -> None:
+    gate = SqueezeExcitation(8)
+    gate.window = window
+    x = random_maps(2, 8, *size)
+    mean = torch.empty_like(x)
+    for row, column in itertools.product(*map(range, size)):
+        # centred where it can be, else the nearest window that lies inside
+        top, left = (
+            max(0, min(place - (window - 1) // 2, length - window))
+            for place, length in zip((row, column), size, strict=True)
+        )
+        mean[:, :, row, column] = x[:, :, top : top + window, left : left + window].mean((2, 3))
+    torch.testing.assert_close(gate(x), scaled_by(gate, x, mean))
+
+
+@pytest.mark.parametrize("window", [9, 10, 1000])
+def test_window_that_covers_the_map_is_the_global_mean(window: int) -> None:
+    gate = SqueezeExcitation(8)
+    x = random_maps(2, 8, 9, 7)
+    whole = gate(x)
+    torch.testing.assert_close(whole, scaled_by(gate, x, x.mean((2, 3), keepdim=True)))
+    gate.window = window
+    torch.testing.assert_close(gate(x), whole)
+
+
+def test_sliding_mean_of_a_large_bright_map_stays_exact() -> None:
+    gate = SqueezeExcitation(4)
+    gate.window = 32
+    x = 100 + random_maps(1, 4, 40, 2000)
+    wide = gate(x)
+    torch.testing.assert_close(wide[..., 900:1100], gate(x[..., 800:1200])[..., 100:300], rtol=1e-4, atol=1e-4)
+
+
+def test_block_starts_near_the_identity_and_keeps_the_shape() -> None:
+    torch.manual_seed(0)
+    x = random_maps(2, 16, 9, 7)
+    change = ResBlock(16)(x) - x
+    assert change.shape == x.shape
+    assert 0 < change.std() < 0.3 * x.std()
+
+
+def test_attention_gate_weighs_every_place_between_nothing_and_all() -> None:
+    torch.manual_seed(0)
+    skip, signal = random_maps(2, 8, 6, 5), random_maps(2, 8, 6, 5, seed=1)
+    gate = AttentionGate(8)
+    weight = gate(skip, signal) / skip
+    assert 0 < weight.min() < weight.max() < 1
+    torch.testing.assert_close(weight, weight[:, :1].expand_as(weight), rtol=1e-4, atol=1e-5)  # one for all channels
+    assert not torch.allclose(gate(skip, -signal), gate(skip, signal))
+
+
+def test_upsample_undoes_the_shape_and_starts_without_a_checkerboard() -> None:
+    torch.manual_seed(0)
+    fine = random_maps(1, 8, 6, 10)
+    coarse = Downsample(8)(fine)
+    assert coarse.shape == (1, 16, 3, 5)
+    up = Upsample(8)(coarse)
+    assert up.shape == fine.shape
+    torch.testing.assert_close(up, up[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+@pytest.mark.slow
+def test_compiling_in_place_keeps_the_keys_and_the_result() -> None:
+    torch.manual_seed(0)
+    block = ResBlock(8)
+    keys, x = list(block.state_dict()), random_maps(1, 8, 8, 8)
+    eager = block(x)
+    block.compile()
+    torch.testing.assert_close(block(x), eager, rtol=1e-4, atol=1e-5)
+    assert list(block.state_dict()) == keys

@@ -1,0 +1,131 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from n2n_dist.errors import Refusal
+from n2n_dist.model.resunet import ModelSettings, ResUNet
+
+
+def random_images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lively(channels: int = 3, crop: int = 0, **settings: object) -> ResUNet:
+    """Make a network whose last layer does something, as after training."""
+    torch.manual_seed(0)
+    model = ResUNet(ModelSettings(channels=channels, width=8, **{"depths": [1, 1, 1], **settings}), crop)
+    torch.nn.init.normal_(model.exit.weight, std=0.1)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (3, 2), (5, 64), (33, 47), (64, 64)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_any_size_and_channels_and_an_untrained_network_returns_its_input(channels: int, size: tuple[int, int]) -> None:
+    x = random_images(2, channels, *size)
+    assert torch.equal(ResUNet(ModelSettings(channels=channels, width=8, depths=[1, 1, 1]), crop=32)(x), x)
+    changed = lively(channels, crop=32)(x)
+    assert changed.shape == x.shape
+    assert changed.isfinite().all()
+    assert (changed != x).any()
+
+
+@pytest.mark.parametrize("stem", [1, 2, 4])
+@pytest.mark.parametrize("depths", [[1], [2, 1], [1, 1, 1, 1]])
+def test_every_shape_of_network_runs(depths: list[int], stem: int) -> None:
+    x = random_images(1, 3, 33, 47)
+    model = lively(depths=depths, stem=stem)
+    assert model(x).shape == x.shape
+    assert len(model.encoder) == len(depths)
+    assert [len(blocks) for blocks in model.encoder] == depths
+
+
+def test_odd_sizes_see_a_mirrored_edge() -> None:
+    model = lively()
+    x = random_images(1, 3, 29, 38)
+    assert model.divisor == 8
+    mirrored = F.pad(x, (0, 2, 0, 3), mode="reflect")
+    torch.testing.assert_close(model(x), model(mirrored)[..., :29, :38])
+
+
+def test_an_image_is_denoised_alike_whatever_is_in_its_batch() -> None:
+    model = lively()
+    x = random_images(4, 3, 16, 24)
+    for training in (False, True):
+        model.train(training)
+        torch.testing.assert_close(model(x)[:1], model(x[:1]))
+
+
+def test_values_outside_0_and_1_pass() -> None:
+    x = random_images(1, 3, 16, 16) * 100
+    assert torch.equal(ResUNet(ModelSettings(width=8, depths=[1, 1]))(x), x)
+    shifted = ResUNet(ModelSettings(width=8, depths=[1, 1]))
+    torch.nn.init.constant_(shifted.exit.bias, 1000.0)
+    torch.testing.assert_close(shifted(x), x - 1000)
+
+
+def test_result_is_float32_under_autocast() -> None:
+    x = random_images(1, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ResUNet(ModelSettings(width=8, depths=[1, 1]))(x)
+    assert y.dtype == torch.float32
+    assert torch.equal(y, x)  # the residual sum is not rounded to bfloat16
+
+
+def test_every_parameter_has_a_gradient_after_one_step() -> None:
+    torch.manual_seed(0)
+    model = ResUNet(ModelSettings(width=16, depths=[1, 2, 1]), crop=32)
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    x, target = random_images(4, 3, 32, 32), random_images(4, 3, 32, 32, seed=1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        (model(x) - target).abs().mean().backward()
+        optimiser.step()
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not still
+
+
+def test_gates_pool_over_the_training_crop_on_every_level() -> None:
+    """On a crop nothing is cut; of a larger image, each level averages over what the crop covers there."""
+    limited, free = lively(crop=32), lively(crop=0)
+    x = random_images(1, 3, 32, 32)
+    torch.testing.assert_close(limited(x), free(x))
+    x = torch.cat([x, 5 + random_images(1, 3, 32, 32, seed=1)], 3)
+    assert (limited(x) - free(x)).abs().max() > 1e-3
+    # a change far away does not reach a pixel through the gates
+    far = torch.cat([random_images(1, 3, 32, 256), random_images(1, 3, 32, 32, seed=1)], 3)
+    other = torch.cat([far[..., :256], 9 + far[..., 256:]], 3)
+    torch.testing.assert_close(limited(far)[..., :64], limited(other)[..., :64], rtol=0, atol=1e-5)
+    assert (free(far) - free(other))[..., :64].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_another_number_of_channels_is_refused(channels: int) -> None:
+    with pytest.raises(Refusal, match=rf"{channels} channels.*model\.channels 3"):
+        lively()(torch.zeros(1, channels, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"channels": 0}, r"model\.channels 0"),
+        ({"channels": 5}, r"model\.channels 5"),
+        ({"width": 12}, r"model\.width 12"),
+        ({"width": 0}, r"model\.width 0"),
+        ({"depths": []}, r"model\.depths \[\]"),
+        ({"depths": [1, 0]}, r"model\.depths \[1, 0\]"),
+        ({"depths": [1] * 7}, r"model\.depths"),
+        ({"stem": 3}, r"model\.stem 3"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(values: dict, named: str) -> None:
+    with pytest.raises(Refusal, match=named):
+        ModelSettings(**values)
+
+
+@pytest.mark.gpu
+def test_cpu_and_gpu_agree() -> None:
+    model = lively(crop=32)
+    x = random_images(2, 3, 45, 70)
+    expected = model(x)
+    found = model.to("cuda").to(memory_format=torch.channels_last)(x.to("cuda")).cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)  # TF32

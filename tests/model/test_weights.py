@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from n2n_dist.errors import Refusal
+from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.model.weights import BEST, LAST, find_weights, load_model, save_model
+
+
+def make_model(seed: int = 0) -> ResUNet:
+    torch.manual_seed(seed)
+    model = ResUNet(ModelSettings(channels=2, width=8, depths=[1, 2], stem=1), crop=24)
+    torch.nn.init.normal_(model.exit.weight, std=0.1)
+    return model
+
+
+def test_a_loaded_model_is_the_saved_one(tmp_path: Path) -> None:
+    model = make_model()
+    save_model(tmp_path / LAST, model)
+    loaded = load_model(tmp_path / LAST)
+    assert loaded.settings == model.settings
+    assert loaded.crop == 24
+    x = torch.rand(1, 2, 50, 60)  # larger than the crop, so that the windows matter
+    torch.testing.assert_close(loaded(x), model(x))
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+def test_weights_in_channels_last_and_an_older_file_under_the_name_are_no_obstacle(tmp_path: Path) -> None:
+    save_model(tmp_path / LAST, make_model(seed=1))
+    model = make_model().to(memory_format=torch.channels_last)
+    save_model(tmp_path / LAST, model)
+    for name, value in load_model(tmp_path / LAST).state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+def test_a_run_folder_gives_its_best_weights_or_else_its_last(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=f"{tmp_path}: no weights"):
+        find_weights(tmp_path)
+    save_model(tmp_path / LAST, make_model())
+    assert find_weights(tmp_path) == tmp_path / LAST
+    save_model(tmp_path / BEST, make_model())
+    assert find_weights(tmp_path) == tmp_path / BEST
+    assert find_weights(tmp_path / LAST) == tmp_path / LAST
+
+
+def test_files_that_are_not_our_weights_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(Refusal, match=f"{path}: no weights"):
+        load_model(path)
+    save_model(path, make_model())
+    whole, tensors = path.read_bytes(), safetensors.torch.load_file(path)
+    for data in (b"", b"text", whole[: len(whole) // 2], whole[:-1]):
+        path.write_bytes(data)
+        with pytest.raises(Refusal, match=f"{path}: not weights"):
+            load_model(path)
+    about = '{"model": {"channels": 2, "width": 16, "depths": [1, 2], "stem": 1}, "crop": 24}'  # another width
+    for metadata in (
+        None,
+        {"n2n_dist": "{"},
+        {"n2n_dist": "{}"},
+        {"n2n_dist": '{"model": {"x": 1}}'},
+        {"n2n_dist": about},
+    ):
+        safetensors.torch.save_file(tensors, path, metadata)
+        with pytest.raises(Refusal, match=f"{path}: not weights"):
+            load_model(path)
