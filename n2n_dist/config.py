@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from n2n_dist.data.dataset import DataSettings
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ModelSettings
+from n2n_dist.model.weights import BEST, LAST
 from n2n_dist.noise.models import MODELS, Gaussian, Poisson
 from n2n_dist.objective import LossSettings, PairSettings
 from n2n_dist.training.checkpoint import CheckpointSettings
@@ -68,12 +69,14 @@ class Config:
     def claim(self, run_dir: Path) -> None:
         """Write the settings into the run folder, or check that they continue the run that is there.
 
+        A run that has not saved anything yet, because it was refused or killed, does not hold the folder.
+
         Raises:
             Refusal: the folder cannot be written, or holds a run of another identity; names the differing keys.
 
         """
         path = run_dir / "config.yaml"
-        if path.is_file():
+        if path.is_file() and any((run_dir / name).exists() for name in ("checkpoints", BEST, LAST)):
             there, here = _flat(OmegaConf.to_container(OmegaConf.load(path))), _flat(dataclasses.asdict(self))
             differing = [
                 f"{key} is {there.get(key)} there and {here.get(key)} here"
@@ -102,6 +105,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     where = path or "the settings on the command line"
     try:
         given: Any = OmegaConf.load(path) if path else OmegaConf.create()
+        if not OmegaConf.is_dict(given):
+            raise Refusal(f"{where}: not a configuration; it must hold sections such as data: and train:")
         wrong = next((item for item in overrides if "=" not in item), None)
         if wrong is not None:
             raise Refusal(f"{wrong!r}: settings are given as key=value, such as train.steps=1000")
@@ -115,8 +120,6 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         if isinstance(error, Refusal):
             raise
         raise Refusal(f"{where}: not valid YAML ({_one_line(error)})") from None
-    if not isinstance(settings, dict):
-        raise Refusal(f"{where}: not a configuration; it must hold sections such as data: and train:")
     try:
         return _check(settings)
     except Refusal as refusal:
@@ -163,13 +166,22 @@ def _section(name: str, cls: type, settings: Any) -> Any:
             raise Refusal(f"{name}.{key}: unknown setting{_nearest(key, known)}; known are {', '.join(known)}")
     schema = OmegaConf.structured(cls)
     for key, value in settings.items():
-        if type(value) is int and "float" in str(known[key]):
-            value = float(value)
         try:
-            schema[key] = value
+            schema[key] = _as_written(value, str(known[key]))
         except omegaconf.errors.OmegaConfBaseException:
             raise Refusal(f"{name}.{key} {value!r}: wrong type, must be {known[key]}") from None
     return OmegaConf.to_object(schema)
+
+
+def _as_written(value: Any, type_: str) -> Any:
+    """Undo what YAML makes of `1` for a float, and of `on`, `off` and a number for a text."""
+    if type(value) is int and type_.startswith("float"):
+        return float(value)
+    if type_.startswith("str") and isinstance(value, bool):
+        return "on" if value else "off"
+    if type_.startswith("str") and isinstance(value, int | float):
+        return str(value)
+    return value
 
 
 def _nearest(key: str, known: Any) -> str:

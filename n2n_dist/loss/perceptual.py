@@ -46,8 +46,10 @@ class VGGFeatures(nn.Module):
         if unknown or not layers:
             raise Refusal(f"loss.layers {list(layers)}: unknown or empty; choose from {', '.join(LAYERS)}")
         self.taps = sorted(LAYERS[layer] for layer in layers)
-        self.features = torchvision.models.vgg16(weights=None, init_weights=False).features[: self.taps[-1] + 1]
-        self.features.load_state_dict(_read_weights(self.taps[-1], weights, self.features.state_dict().keys()))
+        with torch.device("meta"):  # without memory for the classifier, which is 500 MB
+            self.features = torchvision.models.vgg16(weights=None, init_weights=False).features[: self.taps[-1] + 1]
+        found = _read_weights(self.taps[-1], weights, self.features.state_dict().keys())
+        self.features.load_state_dict(found, assign=True)
         for layer in self.features:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # a tapped map must not be changed by the next layer

@@ -61,8 +61,9 @@ class Validation:
         for name, index in self.sets.items():
             for path, shard in zip(index.paths, index.shards, strict=True):
                 if shard.channels != [channels]:
+                    found = " and ".join(map(str, shard.channels))
                     raise Refusal(
-                        f"data.validation {name}: {path} has images of {shard.channels} channels, "
+                        f"data.validation {name}: {path} has images of {found} channels, "
                         f"model.channels is {channels}; set it to that, or use other shards"
                     )
                 if source == "captures" and shard.captures < 2:

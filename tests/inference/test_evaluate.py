@@ -1,0 +1,92 @@
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from images import random_pixels
+
+from n2n_dist.data.image import read_image, write_image
+from n2n_dist.errors import Refusal
+from n2n_dist.inference.evaluate import evaluate, table
+from n2n_dist.metrics import psnr, to_8_bit
+from n2n_dist.noise import keys
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two smooth images of different sizes."""
+    for name, (height, width) in {"b/one.png": (48, 60), "two.png": (70, 41)}.items():
+        rows, columns = np.mgrid[:height, :width]
+        pixels = np.stack([rows * 3, columns * 4, rows + columns], -1).astype(np.uint8)
+        write_image(tmp_path / "photos" / name, pixels)
+    return tmp_path / "photos"
+
+
+def test_untrained_network_scores_as_the_clipped_noisy_image(
+    photos: Path, tmp_path: Path, make_weights: Callable[..., Path]
+) -> None:
+    rows = evaluate(make_weights(), photos, tmp_path / "out", sigma=25)
+    assert [row.image for row in rows] == ["one.png", "two.png", "mean of 2"]
+    for number, (row, name) in enumerate(zip(rows[:2], ("b/one.png", "two.png"), strict=True)):
+        clean = torch.from_numpy(read_image(photos / name).normalised()).permute(2, 0, 1)[None]
+        generator = keys.generator(0, number, "n2n2018", "cpu")
+        noisy = clean + torch.randn(clean.shape[1:], generator=generator) * (25 / 255)
+        assert row.noisy_psnr == pytest.approx(psnr(noisy, clean).item(), abs=1e-4)
+        assert row.psnr == pytest.approx(psnr(to_8_bit(noisy), clean).item(), abs=1e-4)
+        assert row.noisy_psnr == pytest.approx(20.17, abs=0.3)  # -20 log10(25 / 255)
+        assert 0 < row.ssim < 1
+        assert row.lpips > 0
+    for column in ("noisy_psnr", "psnr", "ssim", "lpips"):
+        mean = (getattr(rows[0], column) + getattr(rows[1], column)) / 2
+        assert getattr(rows[2], column) == pytest.approx(mean)
+
+
+def test_scores_and_pictures_are_written_and_can_be_repeated(
+    photos: Path, tmp_path: Path, make_weights: Callable[..., Path]
+) -> None:
+    rows = evaluate(make_weights(), photos, tmp_path / "out", sigma=25)
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["image"], float(row["psnr"])) for row in found] == [(row.image, row.psnr) for row in rows]
+    assert list(found[0]) == ["image", "noisy_psnr", "psnr", "ssim", "lpips"]
+    picture = np.asarray(PIL.Image.open(tmp_path / "out" / "comparison.png"))
+    assert picture.shape[0] > 48 + 70  # one row an image
+    assert picture.shape[1] > 3 * 60  # noisy, denoised and clean
+    clean = read_image(photos / "b" / "one.png").pixels
+    np.testing.assert_array_equal(picture[:48, -60:], clean)
+    assert evaluate(make_weights(), photos, tmp_path / "out", sigma=25) == rows
+    assert all(row.image in table(rows) and f"{row.psnr:.3f}" in table(rows) for row in rows)
+
+
+def test_denoising_that_is_wrong_lowers_the_score(
+    photos: Path, tmp_path: Path, make_weights: Callable[..., Path]
+) -> None:
+    right, wrong = (evaluate(make_weights(offset=o), photos, tmp_path / f"{o}", sigma=5)[-1] for o in (0.0, 0.3))
+    assert wrong.psnr < right.psnr - 10
+    assert wrong.noisy_psnr == right.noisy_psnr
+
+
+def test_grey_images_are_measured(tmp_path: Path, make_weights: Callable[..., Path]) -> None:
+    write_image(tmp_path / "grey" / "a.png", random_pixels((40, 40, 1), np.uint16))
+    (row, mean) = evaluate(make_weights(channels=1), tmp_path / "grey", tmp_path / "out", sigma=10)
+    assert row.psnr == mean.psnr > 20
+
+
+def test_what_cannot_be_measured_is_refused(photos: Path, tmp_path: Path, make_weights: Callable[..., Path]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    write_image(tmp_path / "mixed" / "grey.png", random_pixels((40, 40, 1)))
+    for weights, images, output, sigma, what in (
+        (make_weights(), photos, tmp_path / "out", 0, "--sigma 0"),
+        (tmp_path / "none", photos, tmp_path / "out", 25, "no weights"),
+        (make_weights(), tmp_path / "empty", tmp_path / "out", 25, "no image"),
+        (make_weights(), tmp_path / "mixed", tmp_path / "out", 25, r"grey\.png: has 1 channels.*3"),
+    ):
+        with pytest.raises(Refusal, match=what):
+            evaluate(weights, images, output, sigma)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(Refusal, match=r"file: cannot be written"):
+        evaluate(make_weights(), photos, tmp_path / "file", 25)

@@ -1,0 +1,231 @@
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from n2n_dist import config
+from n2n_dist.config import IDENTITY, Config, load
+from n2n_dist.errors import Refusal
+from n2n_dist.noise.models import MODELS, Gaussian, Poisson
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = [field.type for field in dataclasses.fields(Config) if field.name != "noise"]
+CLASSES = [*(getattr(config, str(name)) for name in SETTINGS), *MODELS.values()]
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "given.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_nothing_given_is_all_defaults() -> None:
+    assert load(None) == Config(
+        **{
+            field.name: Gaussian() if field.name == "noise" else getattr(config, str(field.type))()
+            for field in dataclasses.fields(Config)
+        }
+    )
+
+
+def test_the_command_line_goes_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    path = written(tmp_path, "data: {batch: 32, crop: 64}\nnoise: {sigma: [5, 50]}\ntrain: {compile: on}\n")
+    loaded = load(path, ["data.crop=96", "model.depths=[1,2]", "optim.lr=3e-4", "data.validation={a: x, b: y}"])
+    assert (loaded.data.batch, loaded.data.crop, loaded.data.workers) == (32, 96, 1)
+    assert loaded.noise == Gaussian(sigma=[5, 50])
+    assert loaded.model.depths == [1, 2]
+    assert loaded.optim.lr == 3e-4
+    assert loaded.train.compile == "on"
+    assert loaded.validation_sets() == {"a": Path("x"), "b": Path("y")}
+
+
+def test_the_last_of_two_values_counts() -> None:
+    assert load(None, ["data.crop=96", "data.crop=64"]).data.crop == 64
+
+
+@pytest.mark.parametrize(
+    ("given", "section", "value"),
+    [
+        ("train.compile=on", "train.compile", "on"),
+        ("train.compile=off", "train.compile", "off"),
+        ("run.dir=2026", "run.dir", "2026"),
+        ("optim.lr=1", "optim.lr", 1.0),
+        ("validate.level=15", "validate.level", 15.0),
+        ("train.micro_batch=null", "train.micro_batch", None),
+        ("data.shards=[a,b]", "data.shards", ["a", "b"]),
+        ("pairs.supervised=yes", "pairs.supervised", True),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_values_are_read_as_their_setting_means_them(given: str, section: str, value: object) -> None:
+    part, _, key = section.partition(".")
+    found = getattr(getattr(load(None, [given]), part), key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_choosing_a_noise_chooses_its_settings() -> None:
+    assert load(None, ["noise.name=poisson", "noise.lam=[10, 30]"]).noise == Poisson(lam=[10, 30])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("dta.batch=4", r"^dta: unknown section \(did you mean data\?\); known are run, data, noise, "),
+        ("batch=4", "^batch: unknown section"),
+        ("data.bacth=4", r"^data.bacth: unknown setting \(did you mean batch\?\); known are shards, "),
+        ("train.stepz=4", r"^train.stepz: unknown setting \(did you mean steps\?\)"),
+        ("noise.name=poisson noise.sigma=25", "^noise.sigma: unknown setting.*known are name, lam$"),
+        ("noise.lam=25", "^noise.lam: unknown setting.*known are name, sigma$"),
+        ("noise.name=poison", r"^noise.name 'poison': unknown \(did you mean poisson\?\); known are gaussian, poisson"),
+        ("noise.name=[1]", r"^noise.name \[1\]: unknown"),
+        ("noise=25", "^noise 25: must be a section of settings, such as noise.name"),
+        ("train=fast", "^train 'fast': must be a section of settings"),
+        ("data.batch=many", "^data.batch 'many': wrong type, must be int"),
+        ("data.batch=1.5", "^data.batch 1.5: wrong type, must be int"),
+        ("train.steps=true", "^train.steps True: wrong type, must be int"),
+        ("train.steps=", "^train.steps None: wrong type, must be int"),
+        ("optim.lr=fast", "^optim.lr 'fast': wrong type, must be float"),
+        ("model.depths=3", r"^model.depths 3: wrong type, must be list\[int\]"),
+        ("model.depths=[1,a]", r"^model.depths \[1, 'a'\]: wrong type"),
+        ("pairs.supervised=perhaps", "^pairs.supervised 'perhaps': wrong type, must be bool"),
+        ("data.shards={a: b}", "^data.shards .*: give a folder of shards or a list of folders"),
+        ("data.batch=0", "^data.batch 0: must be 1 or more"),
+        ("data.crop=4", "^data.crop 4: must be 8 or more"),
+        ("data.max_bad=2", "^data.max_bad 2.0: must be between 0 and 1"),
+        ("run.seed=-1", "^run.seed -1: must be 0 or more and below"),
+        ("run.seed=99999999999999999999", "^run.seed 99999999999999999999: must be 0 or more and below"),
+        ("noise.sigma=-1", "^noise.sigma: -1 is not a number or a range; give a number >= 0"),
+        ("noise.sigma=[50,5]", r"^noise.sigma: \[50, 5\] is not a number or a range"),
+        ("noise.sigma=[1,2,3]", r"^noise.sigma: \[1, 2, 3\] is not"),
+        ("noise.sigma=much", "^noise.sigma: 'much' is not"),
+        ("noise.name=poisson noise.lam=0", "^noise.lam: 0 is not"),
+        ("pairs.source=captive", "^pairs.source 'captive': must be synthetic or captures"),
+        ("model.channels=5", "^model.channels 5: must be 1 to 4"),
+        ("model.width=12", "^model.width 12: must be a multiple of 8"),
+        ("model.depths=[]", r"^model.depths \[\]: give 1 to 6 numbers"),
+        ("model.stem=3", "^model.stem 3: must be 1, 2 or 4"),
+        ("loss.pixel=l3", "^loss.pixel 'l3': must be one of l1, l2, charbonnier"),
+        ("loss.perceptual=-1", "^loss.perceptual -1.0: must be 0 or more"),
+        ("optim.lr=0", "^optim.lr 0.0: must be above 0"),
+        ("train.precision=fp16", "^train.precision 'fp16': must be auto, bf16 or fp32"),
+        ("checkpoint.keep=1", "^checkpoint.keep 1: must be 2 or more"),
+        ("validate.level=-5", "^validate.level -5.0: must be above 0"),
+        ("train.steps", "^'train.steps': settings are given as key=value"),
+        ("train.steps=[", "^the settings on the command line: not valid YAML"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_key_value_and_remedy(given: str, message: str) -> None:
+    with pytest.raises(Refusal, match=message) as refusal:
+        load(None, given.split() if "=" in given and "{" not in given else [given])
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: [", "given.yaml: not valid YAML"),
+        ("- a\n- b\n", "given.yaml: not a configuration"),
+        ("just words", "^just words: unknown section"),
+        ("data: {batch: '${nowhere}'}", "given.yaml: not a configuration"),
+        ("data: {batch: ???}", "data.batch|given.yaml"),
+        ("\x00\x01", "given.yaml: not "),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(Refusal, match=message) as refusal:
+        load(written(tmp_path, text))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_file_a_folder_and_bytes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"nowhere.yaml: no such file; configurations are in configs/"):
+        load(tmp_path / "nowhere.yaml")
+    with pytest.raises(Refusal, match="not a configuration"):
+        load(tmp_path)
+    (tmp_path / "picture.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
+    with pytest.raises(Refusal, match=r"picture.yaml: not "):
+        load(tmp_path / "picture.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_loads_and_starts_with_what_it_is_for(path: Path) -> None:
+    loaded = load(path)
+    assert path.read_text().startswith("# ")
+    assert loaded.run.dir == f"runs/{path.stem}"
+    for section, settings in yaml.safe_load(path.read_text()).items():
+        for key, value in settings.items():
+            assert getattr(getattr(loaded, section), key) == value
+
+
+def test_what_is_written_loads_as_the_same(tmp_path: Path) -> None:
+    given = ["noise.name=poisson", "noise.lam=[10.5, 30]", "data.shards=[a, b]", "data.validation={x: y}", "optim.lr=1"]
+    first = load(None, given)
+    again = load(written(tmp_path, first.to_yaml()))
+    assert again == first
+    assert again.to_yaml() == first.to_yaml()
+
+
+def test_validation_sets_are_named() -> None:
+    assert load(None).validation_sets() == {}
+    assert load(None, ["data.validation=x/y"]).validation_sets() == {"validation": Path("x/y")}
+    for wrong in ("data.validation=5", "data.validation=[a,b]", "data.validation={a: 1}"):
+        with pytest.raises(
+            Refusal, match=r"^data.validation .*: give a folder of shards, \{name: folder, ...\}, or null"
+        ):
+            load(None, [wrong]).validation_sets()
+
+
+def test_a_folder_is_claimed_once_and_continued_with_what_may_change(tmp_path: Path) -> None:
+    run_dir = tmp_path / "new" / "run"
+    load(None).claim(run_dir)
+    assert load(run_dir / "config.yaml") == load(None)
+    load(None, ["run.seed=5"]).claim(run_dir)  # nothing has been saved yet
+    load(None).claim(run_dir)
+    (run_dir / "last.safetensors").write_bytes(b"")
+    (run_dir / "error.txt").write_text("an old one")
+    may_change = ["train.steps=9", "data.workers=0", "data.shards=elsewhere", "train.threads=1", "validate.every=5"]
+    load(None, [*may_change, "checkpoint.keep=4", "train.micro_batch=2", "train.log_every=1"]).claim(run_dir)
+    assert load(run_dir / "config.yaml").train.steps == 9
+    assert not (run_dir / "error.txt").exists()
+
+    before = (run_dir / "config.yaml").read_text()
+    with pytest.raises(Refusal) as refusal:
+        load(None, ["data.batch=8", "optim.ema=0.5", "train.steps=9"]).claim(run_dir)
+    assert str(refusal.value) == (
+        f"run.dir {run_dir}: holds another run: data.batch is 16 there and 8 here; "
+        "optim.ema is 0.999 there and 0.5 here. Choose another run.dir"
+    )
+    assert (run_dir / "config.yaml").read_text() == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match=r"^run.dir .*/file/run: cannot be written \(Not a directory\); choose another"):
+        load(None).claim(tmp_path / "file" / "run")
+
+
+def test_the_settings_that_make_a_run_exist() -> None:
+    loaded = load(None)
+    for name in IDENTITY:
+        section, _, key = name.partition(".")
+        assert hasattr(getattr(loaded, section), key) if key else hasattr(loaded, section)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_setting_is_followed_by_what_it_means(cls: type) -> None:
+    module = ast.parse(inspect.getsource(importlib.import_module(cls.__module__)))
+    body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+    fields = [index for index, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
+    assert len(fields) == len(dataclasses.fields(cls))
+    for index in fields:
+        name, after = body[index].target.id, body[index + 1]
+        assert isinstance(after, ast.Expr), name
+        assert isinstance(after.value, ast.Constant), name
+        assert isinstance(after.value.value, str), name
+        assert re.fullmatch(r"[^\n]{10,}[.!?)\"]", after.value.value.strip()), f"{name}: one line, a sentence"

@@ -1,0 +1,53 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from images import random_pixels
+
+import n2n_dist
+from n2n_dist.errors import Refusal
+
+
+def test_importing_the_package_is_cheap() -> None:
+    program = "import sys, n2n_dist; n2n_dist.__version__; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("shape", [(21, 30), (21, 30, 1), (1, 1)])
+def test_result_has_the_shape_and_type_of_the_array(
+    make_weights: Callable[..., Path], shape: tuple[int, ...], dtype: type
+) -> None:
+    pixels = random_pixels(shape, dtype)
+    before = pixels.copy()
+    result = n2n_dist.denoise(pixels, make_weights(channels=1))  # an untrained network returns its input
+    assert (result.shape, result.dtype) == (shape, dtype)
+    np.testing.assert_array_equal(result, pixels)
+    np.testing.assert_array_equal(pixels, before)
+
+
+def test_noise_is_taken_off_in_the_range_of_the_image(make_weights: Callable[..., Path]) -> None:
+    weights = make_weights(channels=1, offset=0.1)  # takes a tenth of the range off every pixel
+    eight_bit = np.array([[0, 20, 100, 255]], np.uint8)
+    np.testing.assert_array_equal(n2n_dist.denoise(eight_bit, weights), [[0, 0, 74, 230]])  # rounded and clipped
+    sixteen_bit = np.array([[100, 1000, 65535]], np.uint16)
+    ranged = n2n_dist.denoise(sixteen_bit, weights, black=100, white=1100)
+    np.testing.assert_array_equal(ranged, [[0, 900, 65435]])
+    floats = np.array([[0.0, 0.5, 3.0]], np.float32)
+    np.testing.assert_allclose(n2n_dist.denoise(floats, weights), [[-0.1, 0.4, 2.9]], atol=1e-6)
+    np.testing.assert_allclose(n2n_dist.denoise(floats, weights, white=10), [[-1, -0.5, 2]], atol=1e-6)
+
+
+def test_what_does_not_fit_is_refused(make_weights: Callable[..., Path], tmp_path: Path) -> None:
+    pixels = random_pixels((16, 16, 3))
+    with pytest.raises(Refusal, match=r"3 channels.*1"):
+        n2n_dist.denoise(pixels, make_weights(channels=1))
+    with pytest.raises(Refusal, match="no weights"):
+        n2n_dist.denoise(pixels, tmp_path / "none")
+    with pytest.raises(Refusal, match="float64"):
+        n2n_dist.denoise(pixels / 255, make_weights())
+    with pytest.raises(Refusal, match="not above black"):
+        n2n_dist.denoise(pixels, make_weights(), black=5, white=5)

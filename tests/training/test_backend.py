@@ -1,0 +1,93 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from n2n_dist.errors import Refusal
+from n2n_dist.training.backend import Backend, BatchPlan, plan_batch
+
+
+def planned(world: int, batch: int, largest: int | None) -> BatchPlan:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", str(world))
+        return plan_batch(batch, largest)
+
+
+@given(world=st.integers(1, 64), share=st.integers(1, 64), largest=st.none() | st.integers(1, 80))
+def test_plan_shares_every_sample_out_and_keeps_to_the_limit(world: int, share: int, largest: int | None) -> None:
+    plan = planned(world, world * share, largest)
+    assert plan.world_size * plan.accumulation * plan.micro_batch == plan.batch == world * share
+    assert plan.micro_batch <= (largest or share)
+    # no larger micro-batch would do
+    limit = min(share, largest or share)
+    assert all(share % larger for larger in range(plan.micro_batch + 1, limit + 1))
+
+
+@given(world=st.integers(2, 64), batch=st.integers(1, 500))
+def test_a_batch_that_cannot_be_shared_out_is_refused_with_one_that_can(world: int, batch: int) -> None:
+    if batch % world == 0:
+        assert planned(world, batch, None).accumulation == 1
+        return
+    with pytest.raises(Refusal, match=f"data.batch {batch}: not divisible by {world} processes; try data.batch=") as e:
+        planned(world, batch, None)
+    proposed = int(str(e.value).rpartition("=")[2])
+    assert proposed > 0
+    assert proposed % world == 0
+    assert abs(proposed - batch) < world
+
+
+def test_the_plan_reads_as_arithmetic() -> None:
+    assert str(planned(4, 64, 5)) == "global batch 64 = 4 ranks x 4 accumulation steps x 4 crops"
+
+
+def test_one_process_needs_no_world(backend: Backend) -> None:
+    assert (backend.name, backend.rank, backend.world_size) == ("single process", 0, 1)
+    assert backend.main
+    assert not backend.zero
+    assert backend.on_main(lambda: 7) == 7
+    values = torch.tensor([1.0, 2.0])
+    total = backend.sum(values)
+    assert torch.equal(total, values)
+    total += 1
+    assert torch.equal(values, torch.tensor([1.0, 2.0])), "the sum is a copy"
+    backend.barrier()
+
+
+def test_a_refusal_on_rank_0_keeps_its_message(backend: Backend) -> None:
+    def refuse() -> None:
+        raise Refusal("this and that")
+
+    with pytest.raises(Refusal, match=r"^this and that$"):
+        backend.on_main(refuse)
+
+
+@pytest.mark.parametrize(("clip", "moved"), [(1e-3, 1e-3), (0.0, 6.0), (100.0, 6.0)])
+def test_the_norm_is_that_before_clipping(backend: Backend, clip: float, moved: float) -> None:
+    model = torch.nn.Linear(4, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    model, optimizer = backend.wrap(model, torch.optim.SGD(model.parameters(), lr=1.0), torch.zeros(1, 4))
+    with pytest.MonkeyPatch.context() as patch, backend.accumulate(model):
+        patch.setattr(backend, "clip", clip)
+        backend.backward((model(torch.full((1, 4), 3.0))).sum())
+        norm = backend.step(model, optimizer)
+    assert norm.item() == pytest.approx(6.0)
+    assert model.weight.norm().item() == pytest.approx(moved, rel=1e-3)
+    assert model.weight.grad is None
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"WORLD_SIZE": "2"}])
+def test_processes_that_found_no_common_world_are_refused(
+    backend: Backend, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Accelerate has already started without a world
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Refusal, match=r"this process is rank 0 of 1, but the launcher .* use one of launch/backends"):
+        Backend(plan_batch(8, None), clip=1.0, autocast=None, threads=2)
+
+
+def test_zero_3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(Refusal, match="zero_stage 3: only 1 and 2"):
+        Backend(plan_batch(8, None), clip=1.0, autocast=None, threads=2)

@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from n2n_dist.config import load
+from n2n_dist.data.order import Order
+from n2n_dist.data.shard import Index
+from n2n_dist.errors import Refusal
+from n2n_dist.training import report
+from n2n_dist.training.backend import Backend
+from n2n_dist.training.checkpoint import Progress
+from n2n_dist.training.validation import Validation
+
+
+def progress(steps: int = 100) -> Progress:
+    return Progress(step=1234, samples_seen=9872, best=30.256, steps=steps, data="")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], ["noise    gaussian, pairs synthetic", "loss l1 + 0.01 * VGG-16"]),
+        (["loss.perceptual=0", "loss.pixel=l2", "pairs.supervised=true"], ["synthetic (clean targets)", "loss l2"]),
+        (["noise.name=poisson", "pairs.source=captures"], ["noise    poisson, pairs captures"]),
+    ],
+)
+def test_start_says_what_is_trained(backend: Backend, settings: list[str], expected: list[str]) -> None:
+    config = load(None, ["run.dir=runs/mine", *settings])
+    index = Index([Path(__file__).parents[2] / "shards/demo/train"])
+    order = Order(index.sizes, 0, 16)
+    text = report.start(config, backend, torch.bfloat16, index, order, torch.nn.Linear(1000, 1000))
+    assert text.count("\n") == 5
+    for part in (
+        "world    single process: 1 process(es) on cpu, bf16 autocast",
+        "data     64 samples in 4 shards, 4 steps an epoch",
+        "ResUNet of 1.00 M parameters",
+        "watch it with: tensorboard --logdir runs",
+        *expected,
+    ):
+        assert part in text
+    plan = report.plan(config, backend, None, index, order, torch.nn.Linear(1, 1), seconds_per_step=1.8)
+    assert "time     1.800 s a step, 5.0 hours for 10,000 steps without validation" in plan
+    assert "GiB at most on rank 0" in plan
+
+
+def test_continuing_mentions_another_number_of_steps() -> None:
+    assert report.continuing(progress(2000), 2000) == "continuing after step 1,234 of 2,000"
+    assert "now ends at step 3,000" in report.continuing(progress(2000), 3000)
+
+
+def test_scores_stand_on_one_line() -> None:
+    line = report.scores(1000, {"a/psnr": 30.123456, "a/ssim": 0.987654})
+    assert line == "step 1,000: a/psnr 30.12, a/ssim 0.9877"
+
+
+def test_the_end_says_what_to_run_next(tmp_path: Path) -> None:
+    none = Validation.__new__(Validation)
+    none.sets = {}
+    with pytest.raises(Refusal, match="no weights"):
+        report.end(tmp_path, progress(), none)
+    (tmp_path / "last.safetensors").write_bytes(b"")
+    text = report.end(tmp_path, progress(), none)
+    assert "done: 1,234 steps, 9,872 samples, best validation PSNR 30.26 dB" in text
+    assert f"weights: {tmp_path / 'last.safetensors'}\n" in text
+    assert f"next: python launch/denoise.py --run {tmp_path} NOISY_FOLDER DENOISED_FOLDER" in text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(6, "0.1 minutes"), (5000, "83.3 minutes"), (5400, "1.5 hours")])
+def test_durations(seconds: float, text: str) -> None:
+    assert report._duration(np.float64(seconds)) == text

@@ -1,0 +1,101 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import processes
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from n2n_dist.training.tracking import Tracker, Window, memory_bytes
+
+EVERY_STEP = (
+    "train/total",
+    "train/pixel",
+    "train/perceptual",
+    "train/gradient_norm",
+    "train/learning_rate",
+    "speed/images_per_second",
+    "speed/waiting_for_data",
+    "memory/peak_gib",
+)
+
+
+def test_a_continued_run_shows_every_curve_once_and_without_a_zigzag(interrupted_run: Path) -> None:
+    curves = processes.curves(interrupted_run)
+    expected = {name: [1, 2, 3, 4, 5, 6] for name in EVERY_STEP} | {
+        f"validation/{name}/{metric}": [2, 4, 6]
+        for name in ("demo", "again")
+        for metric in ("noisy_psnr", "psnr", "ssim", "lpips")
+    }
+    assert {name: list(curve) for name, curve in curves.items()} == expected
+    for name, curve in curves.items():
+        assert all(math.isfinite(value) for value in curve.values()), name
+    for step in curves["train/total"]:
+        parts = curves["train/pixel"][step] + 0.01 * curves["train/perceptual"][step]
+        assert curves["train/total"][step] == pytest.approx(parts, rel=1e-5)
+        assert curves["speed/images_per_second"][step] > 0
+        assert 0 <= curves["speed/waiting_for_data"][step] <= 1
+        assert 0.1 < curves["memory/peak_gib"][step] < 8
+    assert curves["validation/demo/psnr"] == curves["validation/again/psnr"]
+
+
+def test_strips_and_the_configuration_are_shown(interrupted_run: Path) -> None:
+    events = EventAccumulator(str(interrupted_run / "tensorboard"), {"images": 0, "tensors": 0}).Reload()
+    assert set(events.Tags()["images"]) == {f"{name}: noisy, denoised, reference" for name in ("demo", "again")}
+    for name in events.Tags()["images"]:
+        assert [event.step for event in events.Images(name)] == [2, 4, 6]
+    text = events.Tensors("configuration/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "crop: 32" in text
+    assert "weight_decay: 0.0001" in text
+    for step in (2, 4, 6):
+        with PIL.Image.open(interrupted_run / "samples" / f"demo-{step:08d}.png") as picture:
+            assert picture.size == (3 * 256 + 2 * 4, 2 * 256 + 4)  # two samples of three images
+
+
+def test_points_beyond_the_step_that_is_continued_disappear(tmp_path: Path) -> None:
+    for first, last, value in ((0, 5, 1.0), (3, 6, 2.0)):
+        tracker = Tracker(tmp_path, first, 10, main=True)
+        for step in range(first + 1, last + 1):
+            tracker.scalars(step, {"curve": value})
+        tracker.close()
+    assert processes.curves(tmp_path)["curve"] == {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 6: 2.0}
+
+
+def test_other_ranks_than_0_write_and_print_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Tracker(tmp_path, 0, 10, main=False)
+    tracker.scalars(1, {"curve": 1.0})
+    tracker.text("name", "text")
+    tracker.strips(1, {"set": [[torch.zeros(3, 4, 4)] * 3]})
+    tracker.say("nothing")
+    tracker.close()
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_strip_is_a_picture_beside_a_picture(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, 0, 10, main=True)
+    noisy, denoised, reference = (torch.full((3, 6, 5), value) for value in (-0.5, 0.5, 1.5))
+    tracker.strips(3, {"set": [[noisy, denoised, reference]], "empty": []})
+    tracker.close()
+    with PIL.Image.open(tmp_path / "samples" / "set-00000003.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (6, 3 * 5 + 2 * 4, 3)
+    assert [pixels[0, column, 0] for column in (0, 9, 18)] == [0, 128, 255]
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["set-00000003.png"]
+
+
+def test_the_window_counts_steps_anew_and_replaced_samples_on_and_on(capsys: pytest.CaptureFixture[str]) -> None:
+    window = Window()
+    window.add(0.0, [])
+    window.add(0.0, ["shard: sample a: damaged"])
+    assert (window.steps, window.bad) == (2, 1)
+    assert capsys.readouterr().out == "replaced an unreadable sample: shard: sample a: damaged\n"
+    window.restart()
+    assert (window.steps, window.bad, window.waited) == (0, 1, 0.0)
+    assert 0 <= window.waiting() <= 1
+
+
+def test_memory_is_that_of_this_process() -> None:
+    assert 50e6 < memory_bytes(torch.device("cpu")) < 50e9

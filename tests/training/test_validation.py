@@ -1,0 +1,101 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+
+from n2n_dist.data.build import Options, build
+from n2n_dist.data.image import write_image
+from n2n_dist.errors import Refusal
+from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.noise.models import Gaussian, Poisson
+from n2n_dist.training.backend import Backend
+from n2n_dist.training.validation import ValidateSettings, Validation, mean_psnr
+
+DEMO = processes.ROOT / "shards/demo/validation"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def untrained() -> ResUNet:
+    """A network that returns its input."""
+    return ResUNet(ModelSettings(width=8, depths=[1]), crop=32).eval()
+
+
+def test_numbers_are_those_of_the_noise_and_do_not_change(backend: Backend, untrained: ResUNet) -> None:
+    validation = Validation(
+        {"demo": DEMO}, Gaussian(sigma=25.0), "synthetic", ValidateSettings(images=3, strips=2), 3, CPU
+    )
+    scores, strips = validation.run(untrained, backend)
+    assert list(scores) == ["demo/noisy_psnr", "demo/psnr", "demo/ssim", "demo/lpips"]
+    assert scores["demo/noisy_psnr"] == pytest.approx(20.17, abs=0.05)  # 20 log10(255 / 25)
+    assert scores["demo/psnr"] >= scores["demo/noisy_psnr"]  # the output is clipped, the input is not
+    assert 0 < scores["demo/ssim"] < 1
+    assert 0 < scores["demo/lpips"] < 2
+    assert [len(row) for row in strips["demo"]] == [3, 3]
+    noisy, denoised, reference = strips["demo"][0]
+    torch.testing.assert_close(denoised, noisy)
+    assert not torch.equal(noisy, reference)
+    assert (noisy - reference).std().item() == pytest.approx(25 / 255, rel=0.01)
+    assert validation.run(untrained, backend)[0] == scores, "the noise of a sample is always the same"
+
+
+@pytest.mark.parametrize(
+    ("noise", "level", "sigma"), [(Gaussian(sigma=[0, 50]), None, 25), (Gaussian(sigma=[5, 50]), 15.0, 15)]
+)
+def test_a_range_is_measured_at_its_middle_or_at_the_given_level(
+    backend: Backend, untrained: ResUNet, noise: Gaussian, level: float | None, sigma: float
+) -> None:
+    settings = ValidateSettings(images=1, level=level)
+    _, strips = Validation({"demo": DEMO}, noise, "synthetic", settings, 3, CPU).run(untrained, backend)
+    noisy, _, reference = strips["demo"][0]
+    assert (noisy - reference).std().item() == pytest.approx(sigma / 255, rel=0.01)
+
+
+def test_captures_are_compared_with_the_reference_or_with_each_other(
+    backend: Backend, untrained: ResUNet, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for scene in range(2):
+        clean = torch.full((32, 32, 3), 0.4 + 0.1 * scene)
+        for capture in range(2):
+            field = torch.randn(clean.shape, generator=generator) * 10 / 255
+            write_image(tmp_path / f"scenes/{scene}/{capture}.tif", (clean + field).numpy())
+    build(tmp_path / "scenes", tmp_path / "captures", Options(captures=True, white=1.0))
+    validation = Validation({"own": tmp_path / "captures"}, Gaussian(), "captures", ValidateSettings(), 3, CPU)
+    scores, strips = validation.run(untrained, backend)
+    assert len(strips["own"]) == 2
+    # two captures differ by both of their noises: 20 log10(255 / (10 sqrt 2))
+    assert scores["own/psnr"] == pytest.approx(25.12, abs=0.2)
+
+    with pytest.raises(Refusal, match=r"data.validation single: .* one capture; pairs.source captures needs two"):
+        Validation({"single": make_shards(2)}, Gaussian(), "captures", ValidateSettings(), 3, CPU)
+
+
+def test_shards_of_another_number_of_channels_are_refused(make_shards: Callable[..., Path]) -> None:
+    grey = make_shards(2, size=(40, 36, 1))
+    with pytest.raises(Refusal, match=r"data.validation grey: .* images of 1 channels, model.channels is 3"):
+        Validation({"grey": grey}, Gaussian(), "synthetic", ValidateSettings(), 3, CPU)
+
+
+def test_two_channels_have_no_lpips(backend: Backend, make_shards: Callable[..., Path]) -> None:
+    pair = make_shards(2, size=(40, 36, 2))
+    model = ResUNet(ModelSettings(channels=2, width=8, depths=[1]), crop=32).eval()
+    scores, _ = Validation({"pair": pair}, Poisson(), "synthetic", ValidateSettings(), 2, CPU).run(model, backend)
+    assert list(scores) == ["pair/noisy_psnr", "pair/psnr", "pair/ssim"]
+
+
+def test_no_set_is_nothing_to_do(backend: Backend, untrained: ResUNet) -> None:
+    validation = Validation({}, Gaussian(), "synthetic", ValidateSettings(), 3, CPU)
+    assert validation.run(untrained, backend) == ({}, {})
+
+
+def test_the_best_weights_are_chosen_by_the_mean_psnr_of_the_sets() -> None:
+    assert mean_psnr({"a/noisy_psnr": 1.0, "a/psnr": 30.0, "b/psnr": 20.0, "b/ssim": 0.5}) == 25.0
+
+
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"images": 0}, {"strips": -1}, {"level": -3.0}, {"level": 0.0}])
+def test_values_out_of_range_are_refused(wrong: dict) -> None:
+    with pytest.raises(Refusal, match=rf"validate\.{next(iter(wrong))} .*: must be"):
+        ValidateSettings(**wrong)
