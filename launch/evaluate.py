@@ -17,16 +17,18 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of clean images")
     parser.add_argument("--protocol", choices=["n2n2018"], default="n2n2018", help="gaussian noise in float, full size")
     parser.add_argument("--sigma", type=float, default=25.0, help="noise in 1/255 of white (%(default)s)")
-    parser.add_argument("--output", type=Path, help="folder for scores.csv and comparison.png (evaluation/IMAGES)")
+    parser.add_argument("--output", type=Path, help="folder for scores.csv and comparison.png (beside the weights)")
     arguments = parser.parse_args()
 
     from n2n_dist.inference.evaluate import evaluate, table
 
-    output = arguments.output or Path("evaluation") / arguments.images.name
+    run_dir = arguments.run.parent if arguments.run.is_file() else arguments.run
+    name = f"{arguments.images.resolve().name}-{arguments.protocol}-sigma{arguments.sigma:g}"
+    output = arguments.output or run_dir / "evaluation" / name
     rows = evaluate(arguments.run, arguments.images, output, arguments.sigma)
     if rows is not None:
         print(table(rows))
-        print(f"written: {output / 'scores.csv'}, {output / 'comparison.png'}")
+        print(f"written: scores.csv and comparison.png in {output}")
 
 
 if __name__ == "__main__":

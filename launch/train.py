@@ -1,7 +1,7 @@
 """Train a denoiser, or continue a run.
 
     accelerate launch launch/train.py --config configs/demo.yaml [key=value ...]
-    accelerate launch --config_file launch/backends/machine.yaml launch/train.py --config configs/gaussian25.yaml
+    accelerate launch --config_file launch/backends/machine.yaml --num_processes 4 launch/train.py --config ...
 
 The same command starts a run and continues it; `key=value` settings go over the file's.
 """

@@ -21,7 +21,9 @@ def denoise(
     black: float | None = None,
     white: float | None = None,
 ) -> np.ndarray:
-    """Denoise one image with the weights of a run.
+    """Denoise one image with the weights of a run, on the GPU if there is one.
+
+    The weights are read anew on every call.
 
     Args:
         array: image of shape [H, W] or [H, W, C], uint8, uint16 or float32.
@@ -42,4 +44,4 @@ def denoise(
     from n2n_dist.model.weights import load_model
 
     image = Image.from_array(array, black=black, white=white)
-    return denoise_image(load_model(weights), image).like(array)
+    return denoise_image(load_model(weights), image).pixels.reshape(array.shape)

@@ -1,10 +1,12 @@
-"""Speed and memory, measured as ratios in one run: shared machines drift, so two ways take turns."""
+"""Speed and memory, measured as ratios in one run: shared machines drift, so two ways take turns.
+
+Runs from the root of the repository, whose launch files and configurations it uses.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,13 +22,14 @@ from torch import nn
 
 from n2n_dist.config import load
 from n2n_dist.data.image import write_image
+from n2n_dist.devices import autocast, set_threads, use_gpu
+from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.model.weights import save_model
 from n2n_dist.objective import LossSettings, losses
-from n2n_dist.threads import set_threads
 from n2n_dist.training.loop import train
 from n2n_dist.training.optim import OptimSettings, make_optimizer
-from n2n_dist.training.precision import TrainSettings, autocast, compile_blocks, memory_format
+from n2n_dist.training.precision import TrainSettings, autocast_type, compile_blocks, memory_format
 
 STEPS = 20
 """Steps of one measurement."""
@@ -96,9 +99,13 @@ def denoise(megapixels: float, width: int) -> None:
         write_image(source, np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
         start = time.perf_counter()
         command = [sys.executable, "launch/denoise.py", "--run", str(weights), str(source), str(target)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        if process.returncode:
+            raise Refusal(f"launch/denoise.py ended with {process.returncode}; its message stands above")
+    peak = usage.ru_maxrss / 2**20
     print(f"denoise: {megapixels:g} megapixels, width {width}: {peak:.2f} GiB at most, {seconds:.0f} s")
 
 
@@ -108,15 +115,14 @@ class _Bare:
     def __init__(
         self, model: ModelSettings, loss: LossSettings, crop: int, batch: int, settings: TrainSettings
     ) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if use_gpu() else "cpu")
         layout = memory_format(settings)
         self.network: nn.Module = ResUNet(model, crop).to(self.device).to(memory_format=layout)
         features = loss.extractor(model.channels)
         self.features = None if features is None else features.to(self.device).to(memory_format=layout)
-        if settings.compile == "on":
-            compile_blocks(self.network, self.features)
+        compile_blocks(self.network, self.features, settings, self.device)
         self.loss = loss
-        self.dtype = torch.bfloat16 if settings.precision == "bf16" else None
+        self.dtype = autocast_type(settings.precision)
         self.optimizer = make_optimizer(self.network, OptimSettings())
         shape = (batch, model.channels, crop, crop)
         self.inputs = torch.rand(shape, device=self.device).contiguous(memory_format=layout)

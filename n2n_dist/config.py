@@ -14,10 +14,9 @@ from omegaconf import OmegaConf
 from n2n_dist.data.dataset import DataSettings
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ModelSettings
-from n2n_dist.model.weights import BEST, LAST
 from n2n_dist.noise.models import MODELS, Gaussian, Poisson
 from n2n_dist.objective import LossSettings, PairSettings
-from n2n_dist.training.checkpoint import CheckpointSettings
+from n2n_dist.training.checkpoint import CheckpointSettings, describe_differences
 from n2n_dist.training.loop import RunSettings
 from n2n_dist.training.optim import OptimSettings
 from n2n_dist.training.precision import TrainSettings
@@ -62,33 +61,46 @@ class Config:
         if value is None:
             return {}
         named = {"validation": value} if isinstance(value, str) else value
-        if not isinstance(named, dict) or not all(isinstance(folder, str) for folder in named.values()):
+        if not isinstance(named, dict) or not all(
+            isinstance(folder, str) and str(name).isidentifier() for name, folder in named.items()
+        ):
             raise Refusal(f"data.validation {value!r}: give a folder of shards, {{name: folder, ...}}, or null")
         return {name: Path(folder) for name, folder in named.items()}
 
-    def claim(self, run_dir: Path) -> None:
-        """Write the settings into the run folder, or check that they continue the run that is there.
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that must agree when a run is continued, by key."""
+        return _identity(dataclasses.asdict(self))
 
-        A run that has not saved anything yet, because it was refused or killed, does not hold the folder.
+    def check_run_dir(self, run_dir: Path) -> None:
+        """Check that the run folder is free, or holds this run.
 
         Raises:
-            Refusal: the folder cannot be written, or holds a run of another identity; names the differing keys.
+            Refusal: it holds a run of another identity (names the differing keys), or something else.
 
         """
         path = run_dir / "config.yaml"
-        if path.is_file() and any((run_dir / name).exists() for name in ("checkpoints", BEST, LAST)):
-            there, here = _flat(OmegaConf.to_container(OmegaConf.load(path))), _flat(dataclasses.asdict(self))
-            differing = [
-                f"{key} is {there.get(key)} there and {here.get(key)} here"
-                for key in sorted(there.keys() | here.keys())
-                if key.startswith(IDENTITY) and there.get(key) != here.get(key)
-            ]
-            if differing:
-                raise Refusal(f"run.dir {run_dir}: holds another run: {'; '.join(differing)}. Choose another run.dir")
+        try:
+            there = OmegaConf.to_container(OmegaConf.load(path))
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise Refusal(f"run.dir {run_dir}: its config.yaml cannot be read ({_one_line(error)})") from None
+        if not isinstance(there, dict) or not there.keys() >= {field.name for field in dataclasses.fields(self)}:
+            raise Refusal(f"run.dir {run_dir}: its config.yaml is not that of a run; choose another run.dir")
+        if differences := describe_differences(_identity(there), self.identity()):
+            raise Refusal(f"run.dir {run_dir}: holds another run: {differences}. Choose another run.dir")
+
+    def write(self, run_dir: Path) -> None:
+        """Write every setting to RUN/config.yaml.
+
+        Raises:
+            Refusal: the folder cannot be written.
+
+        """
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / "error.txt").unlink(missing_ok=True)
-            path.write_text(self.to_yaml())
+            (run_dir / "config.yaml").write_text(self.to_yaml())
         except OSError as error:
             raise Refusal(
                 f"run.dir {run_dir}: cannot be written ({error.strerror or error}); choose another folder"
@@ -145,7 +157,9 @@ def _check(settings: dict[str, Any]) -> Config:
     for name in settings:
         if name not in classes:
             raise Refusal(f"{name}: unknown section{_nearest(name, classes)}; known are {', '.join(classes)}")
-    return Config(**{name: _section(name, cls, settings.get(name) or {}) for name, cls in classes.items()})
+    config = Config(**{name: _section(name, cls, settings.get(name) or {}) for name, cls in classes.items()})
+    config.validation_sets()
+    return config
 
 
 def _noise_class(settings: Any) -> type:
@@ -185,12 +199,16 @@ def _as_written(value: Any, type_: str) -> Any:
 
 
 def _nearest(key: str, known: Any) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1)
+    near = difflib.get_close_matches(str(key), list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _identity(settings: Any) -> dict[str, Any]:
+    return {key: value for key, value in _flat(settings).items() if key.startswith(IDENTITY)}
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -17,12 +18,12 @@ def run_command(command: Callable[[], None]) -> None:
     """Run a script's main function and exit with its code.
 
     Exit codes: 0 done, 2 a refusal (one clear message, no traceback), 1 anything else.
-    With several processes only rank 0 prints a refusal: the others raise the same one.
+    With several processes a refusal is raised on all of them, and the first one of each machine prints it.
     """
     try:
         command()
     except Refusal as refusal:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {refusal}", file=sys.stderr, flush=True)
         sys.exit(2)
 
@@ -35,5 +36,6 @@ def write_error_file(run_dir: Path, error: BaseException) -> None:
     if isinstance(error, Refusal) and os.environ.get("RANK", "0") != "0":
         return
     text = str(error) if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
-    if run_dir.is_dir():
-        (run_dir / "error.txt").write_text(text.rstrip() + "\n")
+    with contextlib.suppress(OSError):  # the folder may be what the error is about
+        if run_dir.is_dir():
+            (run_dir / "error.txt").write_text(text.rstrip() + "\n")

@@ -15,7 +15,7 @@ from torch import nn
 
 from n2n_dist.data.dataset import Batch
 from n2n_dist.errors import Refusal
-from n2n_dist.loss.perceptual import VGGFeatures, perceptual
+from n2n_dist.loss.perceptual import LAYERS, VGGFeatures, perceptual
 from n2n_dist.loss.pixel import LOSSES
 from n2n_dist.noise import keys
 from n2n_dist.noise.models import Noise
@@ -58,6 +58,8 @@ class LossSettings:
     def __post_init__(self) -> None:
         if self.pixel not in LOSSES:
             raise Refusal(f"loss.pixel {self.pixel!r}: must be one of {', '.join(LOSSES)}")
+        if not self.layers or not LAYERS.keys() >= set(self.layers):
+            raise Refusal(f"loss.layers {self.layers}: unknown or empty; choose from {', '.join(LAYERS)}")
         if not 0 <= self.perceptual < float("inf"):
             raise Refusal(f"loss.perceptual {self.perceptual}: must be 0 or more")
 

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -36,6 +37,9 @@ TINY = (
     "train.log_every=1",
 )
 """A run of a network of 10,000 parameters on the demo's shards; the last setting of a key counts."""
+
+WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""Several processes on one GPU are no world; these tests are about processes."""
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
@@ -89,8 +93,9 @@ def run(
             arguments_ = (script, [str(a) for a in arguments], variables, output, pairs, kill_at)
             ranks.append(_server.Process(target=_rank, args=arguments_))
         try:
-            for process in ranks:
-                process.start()
+            with mock.patch.dict(os.environ, WITHOUT_GPU):
+                for process in ranks:
+                    process.start()
             for process in ranks:
                 process.join(max(0.0, timeout - (time.monotonic() - start)))
             late = [rank for rank, process in enumerate(ranks) if process.is_alive()]
@@ -114,7 +119,8 @@ def accelerate_launch(backend: str, *arguments: object, timeout: float = 150) ->
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file=launch/backends/{backend}.yaml"]
     command += [f"--main_process_port={free_port()}", *map(str, arguments)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+    options: dict[str, Any] = {"cwd": ROOT, "env": os.environ | WITHOUT_GPU, "start_new_session": True}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         finally:

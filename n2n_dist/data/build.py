@@ -46,6 +46,8 @@ class Options:
 class Report:
     """What was built."""
 
+    allowed: int
+    """Scenes that may be skipped."""
     scenes: int = 0
     tiles: int = 0
     bad: list[str] = field(default_factory=list)
@@ -72,13 +74,13 @@ def build(source: Path, destination: Path, options: Options, warn: Callable[[str
     train = [scene for number, scene in enumerate(scenes) if number not in held_out]
     validation = [scenes[number] for number in sorted(held_out)]
     partial = destination.with_name(destination.name + ".partial")
-    report = Report()
+    if partial.exists():
+        raise Refusal(f"{partial}: exists, perhaps left by a build that was ended; remove it")
+    report = Report(allowed=max(1, int(options.max_bad * len(scenes))))
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        _write(train, source, partial, options, report, warn, allowed=max(1, options.max_bad * len(scenes)))
+        _write(train, source, partial, options, report, warn)
         if validation:
-            allowed = max(1, options.max_bad * len(scenes))
-            _write(validation, source, partial / VALIDATION, options, report, warn, allowed)
+            _write(validation, source, partial / VALIDATION, options, report, warn)
         partial.rename(destination)
     except OSError as error:
         raise Refusal(f"{destination}: cannot be written ({error.strerror or error}); choose another folder") from None
@@ -94,10 +96,9 @@ def _write(
     options: Options,
     report: Report,
     warn: Callable[[str], None],
-    allowed: float,
 ) -> None:
     folder.mkdir(parents=True)
-    samples = _samples(scenes, source, options, report, warn, allowed)
+    samples = _samples(scenes, source, options, report, warn)
     shard = 0
     while chunk := list(itertools.islice(samples, options.shard_samples)):
         name = str(folder / f"shard-{shard:06d}.tar")
@@ -117,7 +118,6 @@ def _samples(
     options: Options,
     report: Report,
     warn: Callable[[str], None],
-    allowed: float,
 ) -> Iterator[dict[str, str | bytes]]:
     for number, files in enumerate(scenes):
         try:
@@ -125,7 +125,7 @@ def _samples(
         except Refusal as refusal:
             report.bad.append(str(refusal))
             warn(f"skipped: {refusal}")
-            if len(report.bad) > allowed:
+            if len(report.bad) > report.allowed:
                 raise Refusal(
                     f"{source}: {len(report.bad)} unreadable scenes, more than --max-bad {options.max_bad:g} of all; "
                     "repair or remove the files named above, or raise the limit"

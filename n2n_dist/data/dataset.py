@@ -15,6 +15,9 @@ from n2n_dist.data.shard import Index, read_pixels
 from n2n_dist.errors import Refusal
 from n2n_dist.noise import keys
 
+ATTEMPTS = 100
+"""Samples that are tried in the place of a damaged one."""
+
 
 @dataclass
 class DataSettings:
@@ -76,7 +79,7 @@ class CropDataset(torch.utils.data.Dataset):
                 or `supervised` (a capture and the clean reference).
 
         Raises:
-            Refusal: a shard has samples that are too small, have too few captures, or no reference.
+            Refusal: a shard has samples that are too small, or have no reference.
 
         """
         for path, shard in zip(index.paths, index.shards, strict=True):
@@ -84,10 +87,6 @@ class CropDataset(torch.utils.data.Dataset):
                 height, width = shard.smallest
                 raise Refusal(
                     f"data.crop {crop}: {path} has tiles down to {height}x{width}; lower it, or leave small images out"
-                )
-            if source == "captures" and shard.captures < 2:
-                raise Refusal(
-                    f"pairs.source captures: {path} has samples with one capture; build with --captures folder"
                 )
             if source == "supervised" and not shard.clean:
                 raise Refusal(f"pairs.supervised: {path} has samples without KEY.clean")
@@ -100,13 +99,16 @@ class CropDataset(torch.utils.data.Dataset):
         """Read a crop; one that cannot be read is replaced by a sample that only the position chooses."""
         position, sample = place
         bad: list[str] = []
-        for attempt in range(100):
+        for attempt in range(ATTEMPTS):
             try:
                 return position, sample, self._read(position, sample), bad
             except Refusal as refusal:
                 bad.append(str(refusal))
                 sample = keys.integer(self.seed, position, f"replacement-{attempt}", len(self.index))
-        raise Refusal(f"data.shards: 100 samples in a row cannot be read, the last one: {bad[-1]}")
+        # nothing is left to read: the loop will stop all ranks together
+        channels = self.index.shards[0].channels[0]
+        images = 1 if self.source == "image" else 2
+        return position, sample, torch.zeros(images, channels, self.crop, self.crop), bad
 
     def _read(self, position: int, number: int) -> torch.Tensor:
         def draw(purpose: str, bound: int) -> int:

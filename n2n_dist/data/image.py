@@ -62,10 +62,6 @@ class Image:
             values = np.clip(np.rint(values), 0, full_scale(self.pixels.dtype)).astype(self.pixels.dtype)
         return Image(values, self.black, self.white)
 
-    def like(self, array: np.ndarray) -> np.ndarray:
-        """Return the pixels in the shape of `array`, which was [H, W] or [H, W, C]."""
-        return self.pixels.reshape(array.shape)
-
 
 def full_scale(dtype: np.dtype) -> float:
     """Return the largest value of an integer type, or 1 for a float type."""
@@ -172,14 +168,13 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
 
 
 def _decode_pillow(data: bytes) -> np.ndarray:
-    with PIL.Image.open(io.BytesIO(data)) as opened:
+    with PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as opened:
         image = PIL.ImageOps.exif_transpose(opened)
         if image.mode == "P":
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-        elif image.mode in ("1", "CMYK", "YCbCr", "LAB", "HSV"):
+        elif image.mode in ("1", "CMYK"):
             image = image.convert("L" if image.mode == "1" else "RGB")
-        array = np.asarray(image)
-    return array.astype(np.uint16) if image.mode.startswith("I") else array
+        return np.asarray(image)
 
 
 def _decode_tiff(data: bytes) -> np.ndarray:

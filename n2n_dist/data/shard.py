@@ -2,7 +2,7 @@
 
 A sample KEY is `KEY.json` (source, tile origin, black and white level, bit depth), `KEY.0.<ext>`,
 `KEY.1.<ext>`, ... (one member a capture) and optionally `KEY.clean.<ext>` (a reference). `KEY.<ext>` from a
-tar written by others is one capture. Beside `NAME.tar` stands `NAME.json`, the offset and size of every
+tar written by others is one capture. Beside `NAME.tar` stands `NAME.index.json`, the offset and size of every
 member, read only when a sample of that shard is; `index.json` lists the shards.
 """
 
@@ -23,6 +23,7 @@ from n2n_dist.data.image import Image, decode
 from n2n_dist.errors import Refusal
 
 INDEX = "index.json"
+MEMBERS = ".index.json"
 FORMAT = 1
 IMAGE_EXTENSIONS = ("npy", "png", "tif", "tiff", "jpg", "jpeg")
 
@@ -91,6 +92,31 @@ class Index:
         """Return the number of samples."""
         return int(self._starts[-1])
 
+    def require(self, setting: str, channels: int, captures: int) -> None:
+        """Check what every sample holds.
+
+        Args:
+            setting: key of the configuration that named the shards.
+            channels: of every image.
+            captures: least number of captures of a sample.
+
+        Raises:
+            Refusal: names the first shard that does not fit.
+
+        """
+        for path, shard in zip(self.paths, self.shards, strict=True):
+            if shard.channels != [channels]:
+                found = " and ".join(map(str, shard.channels))
+                raise Refusal(
+                    f"{setting}: {path} has images of {found} channels, model.channels is {channels}; set it to that, "
+                    "or use other shards"
+                )
+            if shard.captures < captures:
+                raise Refusal(
+                    f"{setting}: {path} has samples with one capture, pairs.source captures needs two; build the "
+                    "shards with --captures folder"
+                )
+
     @property
     def fingerprint(self) -> str:
         """A digest of the content: equal for the same samples in the same order, wherever they lie."""
@@ -146,12 +172,14 @@ def write_index(folder: Path) -> list[Shard]:
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise Refusal(f"{folder}: no *.tar file to index")
+    if (folder / INDEX).is_file() and '"format"' not in (folder / INDEX).read_text()[:20]:
+        raise Refusal(f"{folder / INDEX}: not written by this package, and would be replaced; move it away")
     shards = []
     for tar in tars:
         samples = list(_scan(tar))
         if not samples:
             raise Refusal(f"{tar}: no sample in it; remove it or build it again")
-        _write_json(tar.with_suffix(".json"), [asdict(sample) for sample in samples])
+        _write_json(tar.with_suffix(MEMBERS), [asdict(sample) for sample in samples])
         shards.append(
             Shard(
                 name=tar.name,
@@ -198,7 +226,7 @@ def _scan(tar: Path) -> Iterator[Sample]:
                 sample = members.setdefault(f"{folder}/{stem}".removeprefix("/"), {})
                 if extension in sample:
                     raise Refusal(f"{tar}: member {info.name!r} stands in it twice; build the tar again")
-                sample[extension] = Member(extension.rpartition(".")[2], info.offset_data, info.size)
+                sample[extension] = Member(extension.rpartition(".")[2].lower(), info.offset_data, info.size)
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile stops at a bad header
                 raise tarfile.ReadError("no end mark after the last readable member")
@@ -263,6 +291,8 @@ def _read_index(folder: Path) -> list[Shard]:
 def _check_tar(tar: Path, shard: Shard) -> None:
     if not tar.is_file():
         raise Refusal(f"{tar}: missing, but the index lists it; copy it again, or {_reindex(tar.parent)}")
+    if not tar.with_suffix(MEMBERS).is_file():
+        raise Refusal(f"{tar.with_suffix(MEMBERS)}: missing; {_reindex(tar.parent)}")
     size = tar.stat().st_size
     if size != shard.bytes:
         raise Refusal(
@@ -277,7 +307,7 @@ def _reindex(folder: Path) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _samples(tar: Path, count: int) -> list[Sample]:
-    path = tar.with_suffix(".json")
+    path = tar.with_suffix(MEMBERS)
     try:
         samples = [
             Sample(
@@ -294,7 +324,21 @@ def _samples(tar: Path, count: int) -> list[Sample]:
         raise Refusal(f"{path}: cannot be read ({error!r}); {_reindex(tar.parent)}") from None
     if len(samples) != count:
         raise Refusal(f"{path}: {len(samples)} samples, but {INDEX} says {count}; {_reindex(tar.parent)}")
+    _check_members(tar, [samples[0].captures[0], samples[-1].captures[-1]])
     return samples
+
+
+def _check_members(tar: Path, members: Sequence[Member]) -> None:
+    """Look for the headers of members, in front of their bytes: another tar of the same size has others."""
+    with tar.open("rb") as file:
+        for member in members:
+            file.seek(member.offset - tarfile.BLOCKSIZE)
+            try:
+                header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                header = tarfile.TarInfo()
+            if header.size != member.size or not header.name.lower().endswith(f".{member.extension}"):
+                raise Refusal(f"{tar}: is not the tar that was indexed; {_reindex(tar.parent)}")
 
 
 def _sha256(path: Path) -> str:
@@ -303,4 +347,6 @@ def _sha256(path: Path) -> str:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    temporary.replace(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from accelerate.utils import gather_object
 
 from n2n_dist.data.image import find_images, read_image
+from n2n_dist.devices import set_threads, use_gpu
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.pictures import join_strips
 from n2n_dist.inference.tile import denoise_tiled
@@ -20,8 +23,10 @@ from n2n_dist.metrics import LPIPS, psnr, ssim, to_8_bit
 from n2n_dist.model.weights import load_model
 from n2n_dist.noise import keys
 from n2n_dist.noise.models import Gaussian
-from n2n_dist.threads import set_threads
 
+TABLE = "scores.csv"
+PICTURE = "comparison.png"
+SMALLEST = 32
 SHOWN = 4
 SHOWN_SIZE = 256
 
@@ -38,7 +43,7 @@ class Scores:
     ssim: float
     """Structural similarity of the denoised image."""
     lpips: float
-    """LPIPS-Alex distance of the denoised image; lower is better."""
+    """LPIPS-Alex distance of the denoised image; lower is better. NaN for 2 or 4 channels."""
 
 
 @torch.inference_mode()
@@ -59,54 +64,61 @@ def evaluate(weights: Path, images: Path, output: Path, sigma: float) -> list[Sc
         The scores of every image and, last, their mean; on other ranks than 0, None.
 
     Raises:
-        Refusal: no weights, no images, images of another number of channels, or a folder that cannot be written.
+        Refusal: no weights, no images, images of another number of channels, or a folder that cannot be written or
+            holds scores already.
 
     """
     if sigma <= 0:
         raise Refusal(f"--sigma {sigma:g}: must be above 0")
-    state = accelerate.PartialState(cpu=not torch.cuda.is_available())
+    if (output / TABLE).exists():
+        raise Refusal(f"{output / TABLE}: exists already; remove it or choose another --output")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
+    state = accelerate.PartialState(cpu=not use_gpu())
     if state.device.type == "cpu":
         set_threads()
     model = load_model(weights, state.device)
-    lpips = LPIPS().to(state.device)
+    lpips = LPIPS().to(state.device) if model.settings.channels in (1, 3) else None
     noise = Gaussian(sigma=sigma)
-    rows, strips = [], []
+    rows: list[tuple[int, Scores]] = []
+    strips: list[tuple[int, list[torch.Tensor]]] = []
+    refusals: list[str] = []
     for number, path in list(enumerate(find_images(images)))[state.process_index :: state.num_processes]:
-        image = read_image(path)
-        if image.pixels.shape[2] != model.settings.channels:
-            raise Refusal(
-                f"{path}: has {image.pixels.shape[2]} channels, these weights are for {model.settings.channels}; "
-                "leave it out, or use other weights"
-            )
-        clean = torch.from_numpy(image.normalised()).permute(2, 0, 1)
+        try:
+            clean = _read_clean(path, model.settings.channels)
+        except Refusal as refusal:
+            refusals.append(str(refusal))
+            break
         noisy = noise(clean, sigma, keys.generator(0, number, "n2n2018", "cpu"))
         denoised = to_8_bit(denoise_tiled(model, noisy, state.device))
-        rows.append(
-            Scores(
-                image=path.name,
-                noisy_psnr=psnr(noisy[None], clean[None]).item(),
-                psnr=psnr(denoised[None], clean[None]).item(),
-                ssim=ssim(denoised[None], clean[None]).item(),
-                lpips=lpips(denoised[None].to(state.device), clean[None].to(state.device)).item(),
-            )
+        pair = denoised[None].to(state.device), clean[None].to(state.device)
+        scores = Scores(
+            image=str(path.relative_to(images)),
+            noisy_psnr=psnr(noisy[None], clean[None]).item(),
+            psnr=psnr(*pair).item(),
+            ssim=ssim(*pair).item(),
+            lpips=lpips(*pair).item() if lpips is not None else math.nan,
         )
+        rows.append((number, scores))
         if number < SHOWN:
-            strips.append([picture[:, :SHOWN_SIZE, :SHOWN_SIZE] for picture in (noisy, denoised, clean)])
-    rows = sorted(gather_object(rows), key=lambda row: row.image)
-    strips = gather_object(strips)
+            strips.append((number, [picture[:, :SHOWN_SIZE, :SHOWN_SIZE] for picture in (noisy, denoised, clean)]))
+    refusals = gather_object(refusals)
+    if refusals:
+        raise Refusal(refusals[0])
+    rows = sorted(gather_object(rows), key=operator.itemgetter(0))
+    strips = sorted(gather_object(strips), key=operator.itemgetter(0))
     if not state.is_main_process:
         return None
-    rows.append(_mean(rows))
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with (output / "scores.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(field.name for field in dataclasses.fields(Scores))
-            writer.writerows(dataclasses.astuple(row) for row in rows)
-        PIL.Image.fromarray(join_strips(strips)).save(output / "comparison.png")
-    except OSError as error:
-        raise Refusal(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
-    return rows
+    scored = [scores for _, scores in rows]
+    scored.append(_mean(scored))
+    with (output / TABLE).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(field.name for field in dataclasses.fields(Scores))
+        writer.writerows(dataclasses.astuple(row) for row in scored)
+    PIL.Image.fromarray(join_strips([pictures for _, pictures in strips])).save(output / PICTURE)
+    return scored
 
 
 def table(rows: list[Scores]) -> str:
@@ -115,6 +127,18 @@ def table(rows: list[Scores]) -> str:
     lines = [f"{'image':{width}}  noisy dB  PSNR dB    SSIM   LPIPS"]
     lines += [f"{r.image:{width}}  {r.noisy_psnr:8.3f}  {r.psnr:7.3f}  {r.ssim:.4f}  {r.lpips:.4f}" for r in rows]
     return "\n".join(lines)
+
+
+def _read_clean(path: Path, channels: int) -> torch.Tensor:
+    image = read_image(path)
+    if image.pixels.shape[2] != channels:
+        raise Refusal(
+            f"{path}: has {image.pixels.shape[2]} channels, these weights are for {channels}; "
+            "leave it out, or use other weights"
+        )
+    if min(image.pixels.shape[:2]) < SMALLEST:
+        raise Refusal(f"{path}: is below {SMALLEST} pixels, too small for LPIPS; leave it out")
+    return torch.from_numpy(image.normalised()).permute(2, 0, 1)
 
 
 def _mean(rows: list[Scores]) -> Scores:

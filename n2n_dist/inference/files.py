@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from n2n_dist.data.image import find_images, read_image, write_image
 from n2n_dist.errors import Refusal
@@ -19,22 +16,23 @@ def denoise_files(
     destination: Path,
     black: float | None,
     white: float | None,
-    say: Callable[[str], None] = print,
 ) -> None:
     """Denoise a file, or every image below a folder, keeping names, bit depth and type.
 
-    JPEG files are written as PNG: a lossy result would add new artefacts. Nothing is written over.
+    A destination without suffix is a folder. JPEG files are written as PNG: a lossy result would add new artefacts.
+    Nothing is written over.
 
     Raises:
         Refusal: no weights, no images, an output that exists already, or, after all other files are done,
             images that could not be read or have another number of channels than the network.
 
     """
-    model = load_model(weights, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(weights)
     if source.is_dir():
         outputs = {path: destination / path.relative_to(source) for path in find_images(source)}
     elif source.is_file():
-        outputs = {source: destination / source.name if destination.is_dir() else destination}
+        folder = destination.is_dir() or not destination.suffix
+        outputs = {source: destination / source.name if folder else destination}
     else:
         raise Refusal(f"{source}: no such file or folder")
     outputs = {path: _lossless(output) for path, output in outputs.items()}
@@ -47,13 +45,13 @@ def denoise_files(
     for path, output in outputs.items():
         try:
             write_image(output, denoise_image(model, read_image(path, black, white)).pixels)
-            say(f"{path} -> {output}")
+            print(f"{path} -> {output}")
         except Refusal as refusal:
             failed.append(str(refusal) if str(path) in str(refusal) else f"{path}: {refusal}")
-            say(f"skipped: {failed[-1]}")
+            print(f"skipped: {failed[-1]}")
     if failed:
         raise Refusal(f"{len(failed)} of {len(outputs)} images were not denoised, the first: {failed[0]}")
 
 
 def _lossless(path: Path) -> Path:
-    return path.with_suffix(".png") if path.suffix.lower() in (".jpg", ".jpeg", "") else path
+    return path.with_suffix(".png") if path.suffix.lower() in (".jpg", ".jpeg") else path

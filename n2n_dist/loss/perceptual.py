@@ -50,9 +50,6 @@ class VGGFeatures(nn.Module):
             self.features = torchvision.models.vgg16(weights=None, init_weights=False).features[: self.taps[-1] + 1]
         found = _read_weights(self.taps[-1], weights, self.features.state_dict().keys())
         self.features.load_state_dict(found, assign=True)
-        for layer in self.features:
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = False  # a tapped map must not be changed by the next layer
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()

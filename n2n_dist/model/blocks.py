@@ -15,10 +15,12 @@ class SqueezeExcitation(nn.Module):
     (test-time local conversion, Chu et al. 2022).
     """
 
-    def __init__(self, channels: int, reduction: int = 8) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.squeeze = nn.Conv2d(channels, max(4, channels // reduction), 1)
-        self.excite = nn.Conv2d(max(4, channels // reduction), channels, 1)
+        hidden = max(4, channels // 8)
+        self.squeeze = nn.Conv2d(channels, hidden, 1)
+        self.excite = nn.Conv2d(hidden, channels, 1)
+        nn.init.ones_(self.squeeze.bias)  # type: ignore[arg-type]  # else whole gates start dead, all ReLUs at zero
         self.window = 0
         """Height and width of the averaged window in pixels of this map; 0: the whole map."""
 

@@ -52,12 +52,20 @@ class ResUNet(nn.Module):
             settings: its shape.
             crop: size of the training crops in pixels, over which larger images are pooled; 0: no limit.
 
+        Raises:
+            Refusal: the crop is not a multiple of the coarsest level's pixel.
+
         """
         super().__init__()
         self.settings = settings
         self.crop = crop
         self.divisor = settings.stem * 2 ** (len(settings.depths) - 1)
         widths = [settings.width * 2**level for level in range(len(settings.depths))]
+        if crop % self.divisor:
+            raise Refusal(
+                f"data.crop {crop}: must be a multiple of {self.divisor} for model.stem {settings.stem} and "
+                f"{len(settings.depths)} levels of model.depths"
+            )
         inner = settings.channels * settings.stem**2
         self.entrance = nn.Conv2d(inner, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(_blocks(w, d) for w, d in zip(widths, settings.depths, strict=True))

@@ -9,6 +9,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from n2n_dist.devices import use_gpu
 from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 
@@ -24,12 +25,12 @@ def save_model(path: Path, model: ResUNet) -> None:
     temporary.replace(path)
 
 
-def load_model(weights: str | Path, device: torch.device | str = "cpu") -> ResUNet:
+def load_model(weights: str | Path, device: torch.device | None = None) -> ResUNet:
     """Build the network of a weights file, ready for inference.
 
     Args:
         weights: a `.safetensors` file, or a run folder (its best weights, or else its last).
-        device: where the network is put.
+        device: where the network is put; default the GPU if there is one.
 
     Raises:
         Refusal: no weights there, or not weights of this package.
@@ -43,6 +44,7 @@ def load_model(weights: str | Path, device: torch.device | str = "cpu") -> ResUN
         model.load_state_dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise Refusal(f"{path}: not weights written by this package, or damaged ({error})") from None
+    device = device or torch.device("cuda" if use_gpu() else "cpu")
     return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 

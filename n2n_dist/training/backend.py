@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from n2n_dist.devices import autocast, set_threads, use_gpu
 from n2n_dist.errors import Refusal
-from n2n_dist.threads import set_threads
 
 T = TypeVar("T")
 BUCKET_MB = 4
@@ -63,13 +63,13 @@ def plan_batch(batch: int, largest_micro_batch: int | None) -> BatchPlan:
 class Backend:
     """One process's view of the run."""
 
-    def __init__(self, plan: BatchPlan, clip: float, autocast: torch.dtype | None, threads: int | None = None) -> None:
+    def __init__(self, plan: BatchPlan, clip: float, dtype: torch.dtype | None, threads: int | None = None) -> None:
         """Start Accelerate and, where the launch file says so, DeepSpeed.
 
         Args:
             plan: the batch arithmetic.
             clip: largest gradient norm; 0 for no clipping.
-            autocast: type of the matrix products, None for float32.
+            dtype: type of the matrix products, None for float32.
             threads: threads on a CPU; default the cores divided by the ranks of this machine.
 
         Raises:
@@ -78,9 +78,9 @@ class Backend:
         """
         self.plan = plan
         self.clip = clip
-        self.autocast = autocast
+        self.dtype = dtype
         zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-        cuda = torch.cuda.is_available()
+        gpu = use_gpu()
         accumulation = accelerate.utils.GradientAccumulationPlugin(
             num_steps=plan.accumulation, sync_with_dataloader=False
         )
@@ -92,24 +92,22 @@ class Backend:
                 raise Refusal(f"zero_stage {stage}: only 1 and 2; a network of this size gains nothing from ZeRO-3")
             # the launch file's zero_stage is read above; beside a configuration in code Accelerate refuses it
             os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
-            if not cuda:
+            if not gpu:
                 os.environ["DS_ACCELERATOR"] = "cpu"
                 _skip_shm_compilation()
             logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
             self.name = f"ZeRO-{stage}"
-            arguments["deepspeed_plugin"] = _DeepSpeedPlugin(
-                hf_ds_config=_deepspeed_config(stage, plan, clip, autocast)
-            )
+            arguments["deepspeed_plugin"] = _DeepSpeedPlugin(hf_ds_config=_deepspeed_config(stage, plan, clip, dtype))
         elif plan.world_size > 1:
             self.name = "DDP"
             arguments["kwargs_handlers"] = [
                 accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB)
             ]
         # cpu=True would turn a DeepSpeed launch into plain DDP; without it DDP on a CPU gives worlds of one
-        self.accelerator = accelerate.Accelerator(cpu=not cuda and not zero, **arguments)
+        self.accelerator = accelerate.Accelerator(cpu=not gpu and not zero, **arguments)
         self.device = self.accelerator.device
         self.zero = zero
-        if not cuda:
+        if self.device.type == "cpu":
             set_threads(threads)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -137,16 +135,14 @@ class Backend:
         if self.name == "DDP":
             # DDP orders its buckets anew after the first backward pass. That one is thrown away, so that a continued
             # run adds gradients up in the same order as an uninterrupted one.
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            with autocast(self.device, self.dtype):
                 wrapped[0](example).sum().backward()
             model.zero_grad()
         return wrapped[0], wrapped[1]
 
-    @contextlib.contextmanager
-    def accumulate(self, model: nn.Module) -> Iterator[None]:
-        """Run one micro-batch; gradients are reduced with the last one of a step only."""
-        with self.accelerator.accumulate(model):
-            yield
+    def accumulate(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Surround one micro-batch; gradients are reduced with the last one of a step only."""
+        return self.accelerator.accumulate(model)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a micro-batch. Under DeepSpeed the last one of a step also steps."""
@@ -166,23 +162,37 @@ class Backend:
             dist.all_reduce(values)
         return values
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
+    def agree(self, refusal: Refusal | None) -> None:
+        """Raise on all ranks what one of them has to refuse; every rank must call this."""
+        refusals = [refusal]
         if self.world_size > 1:
-            dist.barrier()
+            refusals *= self.world_size
+            dist.all_gather_object(refusals, refusal)
+        for found in refusals:
+            if found is not None:
+                raise found
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Run `action` on rank 0 and return its result on all ranks; a refusal is raised on all of them."""
-        outcome: list[Any] = [None, None]
+        """Run `action` on rank 0 and return its result on all ranks.
+
+        Raises:
+            Refusal: on all ranks, what the action refused or could not write.
+
+        """
+        outcome: list[Any] = [None]
+        refusal = None
         if self.main:
             try:
                 outcome[0] = action()
-            except Refusal as refusal:
-                outcome[1] = str(refusal)
+            except Refusal as error:
+                refusal = error
+            except OSError as error:
+                refusal = Refusal(
+                    f"{error.filename}: cannot be written ({error.strerror}); make room or use another run.dir"
+                )
+        self.agree(refusal)
         if self.world_size > 1:
             dist.broadcast_object_list(outcome, src=0)
-        if outcome[1] is not None:
-            raise Refusal(outcome[1])
         return outcome[0]
 
     def close(self) -> None:
@@ -204,22 +214,22 @@ def _skip_shm_compilation() -> None:
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
-def _deepspeed_config(stage: int, plan: BatchPlan, clip: float, autocast: torch.dtype | None) -> dict[str, Any]:
+def _deepspeed_config(stage: int, plan: BatchPlan, clip: float, dtype: torch.dtype | None) -> dict[str, Any]:
     """Write DeepSpeed's settings from ours: float32 weights and gradients, its own autocast, our clipping."""
     config: dict[str, Any] = {
         "train_batch_size": plan.batch,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": clip,
-        "zero_optimization": {"stage": stage, "overlap_comm": torch.cuda.is_available()},
+        "zero_optimization": {"stage": stage, "overlap_comm": use_gpu()},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 60,
     }
-    if autocast is not None:
+    if dtype is not None:
         # an empty list of safe modules keeps weights and gradient reduction in float32
         config["torch_autocast"] = {
             "enabled": True,
-            "dtype": str(autocast).removeprefix("torch."),
+            "dtype": str(dtype).removeprefix("torch."),
             "lower_precision_safe_modules": [],
         }
     return config

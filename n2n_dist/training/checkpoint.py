@@ -27,6 +27,7 @@ from n2n_dist.errors import Refusal
 from n2n_dist.training.backend import Backend
 
 MANIFEST = "manifest.json"
+FORMAT = 1
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no reason to warn
 
 
@@ -62,6 +63,10 @@ class Progress:
     """train.steps when the checkpoint was written."""
     data: str
     """Fingerprint of the index's content."""
+    identity: dict[str, Any]
+    """The settings that make the run what it is, by key."""
+    bad_samples: int = 0
+    """Samples that could not be read and were replaced, over all ranks."""
 
 
 class Checkpoints:
@@ -80,11 +85,11 @@ class Checkpoints:
         final = self.folder / f"step-{progress.step:08d}"
         partial = final.with_suffix(".tmp")
         self.backend.on_main(lambda: _empty(partial))
-        dcp.save(
-            _state(model, ema, optimizer),
-            storage_writer=dcp.FileSystemWriter(partial),
-            no_dist=not dist.is_initialized(),
-        )
+        writer = dcp.FileSystemWriter(partial)
+        try:
+            dcp.save(_state(model, ema, optimizer), storage_writer=writer, no_dist=not dist.is_initialized())
+        except CheckpointException as error:  # not an Exception, and raised on all ranks
+            raise Refusal(f"{partial}: cannot be written ({error}); make room or use another run.dir") from None
         digests: list[dict[str, str]] = [{}] * self.backend.world_size
         mine = {path.name: _sha256(path) for path in sorted(partial.glob(f"__{self.backend.rank}_*"))}
         if dist.is_initialized():
@@ -95,7 +100,8 @@ class Checkpoints:
         def commit() -> None:
             files = {name: digest for part in digests for name, digest in part.items()}
             files[".metadata"] = _sha256(partial / ".metadata")
-            manifest = {"progress": asdict(progress), "world_size": self.backend.world_size, "files": files}
+            content = {"progress": asdict(progress), "world_size": self.backend.world_size, "files": files}
+            manifest = {"format": FORMAT, "sha256": _digest(content), **content}
             _write_synced(partial / MANIFEST, json.dumps(manifest, indent=1))
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
@@ -112,7 +118,7 @@ class Checkpoints:
             Its folder and progress, or None if there is no checkpoint at all.
 
         Raises:
-            Refusal: there are checkpoints, and all are damaged.
+            Refusal: there are checkpoints, and all are damaged, or of another version of this package.
 
         """
 
@@ -120,7 +126,7 @@ class Checkpoints:
             committed = self.committed()
             for path in committed:
                 try:
-                    return path, _verify(path)
+                    return path, _verified(path)
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     aside = path.with_name(path.name + ".damaged")
                     shutil.rmtree(aside, ignore_errors=True)
@@ -142,7 +148,8 @@ class Checkpoints:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-                optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+                step = torch.tensor(0.0, device=parameter.device if group["fused"] else "cpu")
+                optimizer.state[parameter] = {"step": step, **moments}
         try:  # fills the tensors in place
             dcp.load(_state(model, ema, optimizer), checkpoint_id=path, no_dist=not dist.is_initialized())
         except (CheckpointException, RuntimeError, ValueError) as error:
@@ -156,14 +163,24 @@ class Checkpoints:
         return sorted(folders, reverse=True)
 
 
+def describe_differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Name the keys whose values differ, with both values; an empty text if none does."""
+    keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    return "; ".join(f"{key} is {there.get(key)} there and {here.get(key)} here" for key in keys)
+
+
 def _state(model: nn.Module, ema: nn.Module, optimizer: Any) -> dict[str, Any]:
     """Name every tensor of a checkpoint; the optimiser's by the parameter they belong to."""
     moments = {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
     return {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": moments}
 
 
-def _verify(path: Path) -> Progress:
+def _verified(path: Path) -> Progress:
     manifest = json.loads((path / MANIFEST).read_text())
+    if manifest.pop("format") != FORMAT:
+        raise Refusal(f"{path}: written by another version of n2n_dist; continue it with that, or use a new run.dir")
+    if manifest.pop("sha256") != _digest(manifest):
+        raise ValueError(f"the content of {MANIFEST} has changed")
     for name, digest in manifest["files"].items():
         if _sha256(path / name) != digest:
             raise ValueError(f"the bytes of {name} have changed")
@@ -178,6 +195,10 @@ def _empty(folder: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write_synced(path: Path, text: str) -> None:

@@ -14,15 +14,16 @@ import torch
 from n2n_dist.data.dataset import CropDataset, RankOrder, folder_list, make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.data.shard import Index
+from n2n_dist.devices import autocast
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ResUNet
 from n2n_dist.model.weights import BEST, LAST, load_model, save_model
 from n2n_dist.objective import losses, noisy_pair
 from n2n_dist.training import report
 from n2n_dist.training.backend import Backend, plan_batch
-from n2n_dist.training.checkpoint import Checkpoints, Progress
+from n2n_dist.training.checkpoint import Checkpoints, Progress, describe_differences
 from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
-from n2n_dist.training.precision import arrange, autocast, autocast_type, memory_format
+from n2n_dist.training.precision import arrange, autocast_type, memory_format
 from n2n_dist.training.tracking import Tracker, Window, memory_bytes
 from n2n_dist.training.validation import Validation, mean_psnr
 
@@ -72,23 +73,16 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     # data and batch arithmetic: refused before anything is allocated
     plan = plan_batch(config.data.batch, config.train.micro_batch)
     index = Index(folder_list(config.data.shards, "data.shards"))
-    _check_channels(index, config.model.channels)
+    index.require("data.shards", config.model.channels, captures=2 if config.pairs.crops == "captures" else 1)
     order = Order(index.sizes, config.run.seed, config.data.batch, config.data.streams)
     dataset = CropDataset(index, config.run.seed, config.data.crop, config.pairs.crops)
 
     # processes, networks, optimiser
     dtype = autocast_type(config.train.precision)
     backend = Backend(plan, config.optim.clip, dtype, config.train.threads)
-    if not dry_run:
-        backend.on_main(lambda: config.claim(run_dir))
-    if backend.zero and not dry_run:
-        backend.on_main(lambda: _refuse_to_continue(run_dir, backend.name))
     torch.manual_seed(config.run.seed)
     network = ResUNet(config.model, config.data.crop).to(backend.device)
-    if config.run.init:
-        _start_from(network, config.run.init)
     ema = ResUNet(config.model, config.data.crop).to(backend.device).to(memory_format=memory_format(config.train))
-    ema.load_state_dict(network.state_dict())
     ema.eval().requires_grad_(False)
     features = config.loss.extractor(config.model.channels)
     features = features.to(backend.device) if features is not None else None
@@ -104,26 +98,31 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     optimizer = make_optimizer(network, config.optim)
 
     # continue where the newest good checkpoint stands
+    progress = Progress(0, 0, None, config.train.steps, index.fingerprint, config.identity())
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint, backend)
-    progress = Progress(step=0, samples_seen=0, best=None, steps=config.train.steps, data=index.fingerprint)
-    found = None if dry_run or backend.zero else checkpoints.newest(warn=print)
+    found = None
+    if not dry_run:
+        backend.on_main(lambda: config.check_run_dir(run_dir))
+        found = checkpoints.newest(warn=print)
+        backend.on_main(lambda: _check_continuation(run_dir, backend, found, progress))
     if found:
         path, progress = found
-        if progress.data != index.fingerprint:
-            raise Refusal(f"data.shards: {path} was trained on other samples; use the same shards, or a new run.dir")
         checkpoints.load(path, network, ema, optimizer)
+    else:
+        if config.run.init:
+            _start_from(network, config.run.init)
+        ema.load_state_dict(network.state_dict())
     example = torch.zeros(plan.micro_batch, config.model.channels, config.data.crop, config.data.crop)
     example = example.to(backend.device, memory_format=memory_format(config.train))
     model, stepper = backend.wrap(network, optimizer, example)
     places = RankOrder(order, progress.samples_seen, backend.rank, backend.world_size, plan.micro_batch)
     loader = iter(make_loader(dataset, places, config.data.workers, backend.device))
 
-    def optimise(step: int) -> tuple[dict[str, torch.Tensor], float, list[str]]:
-        """Make one optimiser step: the parts of the loss, the seconds spent waiting for data, replaced samples."""
-        rate = learning_rate(config.optim, step, config.train.steps)
+    def optimise(step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, float, list[str]]:
+        """Make one step: parts of the loss, gradient norm, seconds spent waiting for data, replaced samples."""
         for group in stepper.param_groups:
-            group["lr"] = rate
-        values: dict[str, torch.Tensor] = {}
+            group["lr"] = learning_rate(config.optim, step, config.train.steps)
+        parts: dict[str, torch.Tensor] = {}
         waited, bad = 0.0, []
         for _ in range(plan.accumulation):
             start = time.perf_counter()
@@ -135,13 +134,13 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
             inputs = inputs.contiguous(memory_format=memory_format(config.train))
             with backend.accumulate(model):
                 with autocast(backend.device, dtype):
-                    parts = losses(model, features, config.loss, inputs, targets)
-                backend.backward(parts["total"])
-            for name, value in parts.items():
-                values[name] = values.get(name, 0) + value.detach() / plan.accumulation
-        values["gradient_norm"] = backend.step(network, stepper)
+                    found = losses(model, features, config.loss, inputs, targets)
+                backend.backward(found["total"])
+            for name, value in found.items():
+                parts[name] = parts.get(name, 0) + value.detach() / plan.accumulation
+        gradient_norm = backend.step(network, stepper)
         update_ema(ema, network, config.optim.ema, step)
-        return values, waited, bad
+        return parts, gradient_norm, waited, bad
 
     if dry_run:
         times = [_timed(optimise, step) for step in range(DRY_RUN_STEPS)]
@@ -150,6 +149,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
         backend.close()
         return
 
+    backend.on_main(lambda: config.write(run_dir))
     tracker = Tracker(run_dir, progress.step, config.train.steps, backend.main)
     tracker.text("configuration", config.to_yaml())
     tracker.say(report.start(config, backend, dtype, index, order, network))
@@ -162,46 +162,48 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     window = Window()
 
     for step in range(progress.step, config.train.steps):
-        values, waited, bad = optimise(step)
+        parts, gradient_norm, waited, bad = optimise(step)
         progress.step, progress.samples_seen = step + 1, progress.samples_seen + plan.batch
-        window.add(waited, bad)
+        window.add(parts, gradient_norm, waited, len(bad))
         tracker.bar.update()
+        for message in bad:
+            print(f"replaced an unreadable sample: {message}", flush=True)
 
         last = progress.step == config.train.steps
-        validating = last or progress.step % config.validate.every == 0
-        saving = last or progress.step % config.checkpoint.every == 0
-        if validating or saving or progress.step % config.train.log_every == 0:
+        validating = bool(validation.sets) and (last or progress.step % config.validate.every == 0)
+        saving = last or validating or progress.step % config.checkpoint.every == 0
+        if saving or progress.step % config.train.log_every == 0:
             # one vector holds all that the ranks must agree on, rank 0's clock too
+            means = window.means()
             minutes = (time.monotonic() - saved_at) / 60 if backend.main else 0.0
-            measured = torch.tensor([window.waiting(), window.bad, minutes], dtype=torch.float64)
-            reduced = backend.sum(torch.cat([torch.stack(list(values.values())).double().cpu(), measured])).tolist()
-            *parts, waiting = (value / backend.world_size for value in reduced[:-2])
-            bad_samples, minutes = reduced[-2:]
+            measured = torch.tensor([window.waited / window.seconds(), window.bad_samples, minutes]).double()
+            *sums, waiting, bad_samples, minutes = backend.sum(torch.cat([means, measured])).tolist()
             saving = saving or minutes > config.checkpoint.minutes
-            logged = {f"train/{name}": value for name, value in zip(values, parts, strict=True)}
+            progress.bad_samples += int(bad_samples)
+            logged = {f"train/{name}": value / backend.world_size for name, value in zip(parts, sums, strict=True)}
+            logged["train/gradient_norm"] = window.gradient_norm.item()
             logged["train/learning_rate"] = learning_rate(config.optim, step, config.train.steps)
             logged["speed/images_per_second"] = window.steps * plan.batch / window.seconds()
-            logged["speed/waiting_for_data"] = waiting
+            logged["speed/waiting_for_data"] = waiting / backend.world_size
             logged["memory/peak_gib"] = memory_bytes(backend.device) / 2**30
-            tracker.scalars(progress.step, logged)
-            tracker.bar.set_postfix_str(
-                f"loss {logged['train/total']:.4f}, {logged['speed/images_per_second']:.1f} images/s"
-            )
+            tracker.point(progress.step, logged)
             _check_finite(logged, progress)
-            _check_damage(int(bad_samples), config.data.max_bad, max(progress.samples_seen, len(index)))
+            _check_damage(progress, config.data.max_bad)
 
-            if validating and validation.sets:
+            improved = False
+            if validating:
                 scores, strips = validation.run(ema, backend)
                 tracker.scalars(progress.step, {f"validation/{name}": value for name, value in scores.items()})
                 tracker.strips(progress.step, strips)
                 tracker.say(report.scores(progress.step, scores))
-                if progress.best is None or mean_psnr(scores) > progress.best:
-                    progress.best = mean_psnr(scores)
-                    backend.on_main(lambda: save_model(run_dir / BEST, ema))
+                improved = progress.best is None or mean_psnr(scores) > progress.best
+                progress.best = mean_psnr(scores) if improved else progress.best
             if saving and not backend.zero:
                 checkpoints.save(network, ema, optimizer, progress)
                 saved_at = time.monotonic()
-            window.restart()
+            if improved:
+                backend.on_main(lambda: save_model(run_dir / BEST, ema))
+            window = Window()
 
     backend.on_main(lambda: save_model(run_dir / LAST, ema))
     tracker.close()
@@ -210,22 +212,24 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     backend.close()
 
 
-def _refuse_to_continue(run_dir: Path, backend: str) -> None:
-    for name in (BEST, LAST, "checkpoints"):
-        if (run_dir / name).exists():
-            raise Refusal(
-                f"run.dir {run_dir}: holds a run, and {backend} cannot continue one yet; choose another run.dir "
-                f"(run.init={run_dir} starts from its weights), or continue with a launch file without ZeRO"
-            )
-
-
-def _check_channels(index: Index, channels: int) -> None:
-    for path, shard in zip(index.paths, index.shards, strict=True):
-        if shard.channels != [channels]:
-            found = " and ".join(map(str, shard.channels))
-            raise Refusal(
-                f"model.channels {channels}: {path} has images of {found} channels; set it to that, or use other shards"
-            )
+def _check_continuation(run_dir: Path, backend: Backend, found: tuple[Path, Progress] | None, wanted: Progress) -> None:
+    """Refuse to write over weights, and to continue a run as another one."""
+    if backend.zero or not found:
+        for name in (BEST, LAST, "checkpoints"):
+            if (run_dir / name).exists():
+                why = f"{backend.name} cannot continue it yet" if backend.zero and found else "it has no checkpoint"
+                raise Refusal(
+                    f"run.dir {run_dir}: holds a run with {name}, and {why}; choose another run.dir "
+                    f"(run.init={run_dir} starts from its weights)"
+                )
+        return
+    path, progress = found
+    if progress.data != wanted.data:
+        raise Refusal(f"data.shards: {path} was trained on other samples; use the same shards, or a new run.dir")
+    if differences := describe_differences(progress.identity, wanted.identity):
+        raise Refusal(f"{path}: is of another run: {differences}. Choose another run.dir")
+    if wanted.steps < progress.step:
+        raise Refusal(f"train.steps {wanted.steps}: the run in {run_dir} has made {progress.step} already; give more")
 
 
 def _start_from(network: ResUNet, weights: str) -> None:
@@ -255,9 +259,11 @@ def _check_finite(logged: dict[str, float], progress: Progress) -> None:
         )
 
 
-def _check_damage(bad: int, limit: float, samples: int) -> None:
-    if bad > limit * samples:
+def _check_damage(progress: Progress, limit: float) -> None:
+    """Stop all ranks past the tolerated share; a single bad sample is no share yet."""
+    bad = progress.bad_samples
+    if bad > limit * progress.samples_seen and (bad > 1 or limit == 0):
         raise Refusal(
-            f"data.max_bad {limit:g}: {bad} samples cannot be read, named above; check the shards with: "
-            "python shards/build.py verify FOLDER"
+            f"data.max_bad {limit:g}: {bad} of {progress.samples_seen} samples cannot be read, named above; check "
+            "the shards with: python shards/build.py verify FOLDER"
         )

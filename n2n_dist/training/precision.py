@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from n2n_dist.devices import use_gpu
 from n2n_dist.errors import Refusal
 from n2n_dist.model.blocks import AttentionGate, Downsample, ResBlock, Upsample
 from n2n_dist.training.backend import Backend
@@ -23,7 +23,7 @@ class TrainSettings:
     micro_batch: int | None = None
     """Most crops in one forward pass on one rank; the rest of the batch is accumulated. Default: no limit."""
     precision: str = "auto"
-    """`bf16`, `fp32`, or `auto`: bf16 where the processor multiplies it natively."""
+    """`bf16`, `fp32` (cuDNN may use TF32), or `auto`: bf16 where the processor multiplies it natively."""
     channels_last: bool = True
     """Keep feature maps as [N, H, W, C] in memory, which convolutions prefer."""
     compile: str = "auto"
@@ -51,14 +51,9 @@ class TrainSettings:
 def autocast_type(precision: str) -> torch.dtype | None:
     """Return bfloat16 or, for float32, None."""
     if precision == "auto":
-        native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else _cpu_bf16()
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if use_gpu() else _cpu_bf16()
         return torch.bfloat16 if native else None
     return torch.bfloat16 if precision == "bf16" else None
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
-    """Compute matrix products and convolutions in `dtype`; sums and losses stay float32."""
-    return torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
 
 
 def arrange(model: nn.Module, features: nn.Module | None, settings: TrainSettings, backend: Backend) -> None:
@@ -71,21 +66,22 @@ def arrange(model: nn.Module, features: nn.Module | None, settings: TrainSetting
             model.to(memory_format=torch.channels_last)
         if features is not None:
             features.to(memory_format=torch.channels_last)
-    if settings.compile == "on" or (settings.compile == "auto" and backend.device.type == "cuda"):
-        compile_blocks(model, features)
+    compile_blocks(model, features, settings, backend.device)
 
 
-def compile_blocks(model: nn.Module, features: nn.Module | None) -> None:
-    """Compile in place: the denoiser block by block, the frozen feature extractor as a whole.
+def compile_blocks(model: nn.Module, features: nn.Module | None, settings: TrainSettings, device: torch.device) -> None:
+    """Compile in place if the settings say so: the denoiser block by block, the frozen extractor as a whole.
 
     Compiled as a whole the denoiser would hand over all gradients at once, and none could be reduced while the
     backward pass goes on.
     """
+    if settings.compile == "off" or (settings.compile == "auto" and device.type != "cuda"):
+        return
     for module in model.modules():
         if isinstance(module, ResBlock | AttentionGate | Downsample | Upsample):
-            module.compile()
+            module.compile(dynamic=False)  # the levels share code, but each has its own fixed shape
     if features is not None:
-        features.compile()
+        features.compile(dynamic=False)
 
 
 def memory_format(settings: TrainSettings) -> torch.memory_format:

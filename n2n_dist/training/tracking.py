@@ -41,6 +41,11 @@ class Tracker:
                 self.writer.add_scalar(name, value, step)
             self.writer.flush()
 
+    def point(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point of the training curves, and show loss and speed at the progress bar."""
+        self.scalars(step, values)
+        self.bar.set_postfix_str(f"loss {values['train/total']:.4f}, {values['speed/images_per_second']:.1f} images/s")
+
     def text(self, name: str, text: str) -> None:
         """Show a text, such as the configuration, in TensorBoard."""
         if self.writer:
@@ -73,30 +78,29 @@ class Window:
     """The steps since the last point of the curves, on one rank."""
 
     def __init__(self) -> None:
-        self.bad = 0
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin the next point; the count of replaced samples goes on."""
         self.start = time.perf_counter()
         self.steps = 0
         self.waited = 0.0
+        self.bad_samples = 0
+        self.losses: dict[str, torch.Tensor] = {}
+        self.gradient_norm = torch.zeros(())
 
-    def add(self, waited: float, bad: Sequence[str]) -> None:
-        """Count one step, and name the samples that were replaced in it."""
+    def add(self, losses: Mapping[str, torch.Tensor], gradient_norm: torch.Tensor, waited: float, bad: int) -> None:
+        """Count one step; nothing waits for the device."""
         self.steps += 1
         self.waited += waited
-        self.bad += len(bad)
-        for message in bad:
-            print(f"replaced an unreadable sample: {message}", flush=True)
+        self.bad_samples += bad
+        self.losses = {name: self.losses.get(name, 0) + value for name, value in losses.items()}
+        # keeps what is not finite: ZeRO skips such a step without a word
+        self.gradient_norm = torch.maximum(self.gradient_norm.to(gradient_norm.device), gradient_norm)
+
+    def means(self) -> torch.Tensor:
+        """Return the mean of each part of the loss, float64 on the CPU; waits for the device."""
+        return torch.stack(list(self.losses.values())).double().cpu() / self.steps
 
     def seconds(self) -> float:
         """Return the time since the last point."""
         return time.perf_counter() - self.start
-
-    def waiting(self) -> float:
-        """Return the share of the time that was spent waiting for data."""
-        return self.waited / self.seconds()
 
 
 def memory_bytes(device: torch.device) -> int:

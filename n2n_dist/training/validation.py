@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from n2n_dist.noise import keys
 from n2n_dist.noise.models import Noise
 from n2n_dist.training.backend import Backend
 
+SMALLEST = 32
+"""Least height and width of an image that LPIPS can measure, in pixels."""
 Strips = dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
 
 
@@ -41,6 +45,15 @@ class ValidateSettings:
             raise Refusal(f"validate.level {self.level}: must be above 0")
 
 
+@contextlib.contextmanager
+def _any_algorithm() -> Iterator[None]:
+    """Allow algorithms that are not deterministic: sums along an image have no other one on a GPU."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+
+
 class Validation:
     """Named sets of shards; every sample has a noisy input and something to compare with.
 
@@ -59,17 +72,10 @@ class Validation:
     ) -> None:
         self.sets = {name: Index([folder]) for name, folder in sets.items()}
         for name, index in self.sets.items():
+            index.require(f"data.validation {name}", channels, captures=2 if source == "captures" else 1)
             for path, shard in zip(index.paths, index.shards, strict=True):
-                if shard.channels != [channels]:
-                    found = " and ".join(map(str, shard.channels))
-                    raise Refusal(
-                        f"data.validation {name}: {path} has images of {found} channels, "
-                        f"model.channels is {channels}; set it to that, or use other shards"
-                    )
-                if source == "captures" and shard.captures < 2:
-                    raise Refusal(
-                        f"data.validation {name}: {path} has samples with one capture; pairs.source captures needs two"
-                    )
+                if min(shard.smallest) < SMALLEST:
+                    raise Refusal(f"data.validation {name}: {path} has tiles below {SMALLEST} pixels; leave them out")
         self.noise = noise
         self.source = source
         self.settings = settings
@@ -77,6 +83,7 @@ class Validation:
         self.lpips = LPIPS().to(device) if self.sets and channels in (1, 3) else None
 
     @torch.inference_mode()
+    @_any_algorithm()
     def run(self, model: ResUNet, backend: Backend) -> tuple[dict[str, float], Strips]:
         """Measure `model`; every rank takes a part of the samples.
 
@@ -89,19 +96,21 @@ class Validation:
         strips: Strips = {}
         for name, index in self.sets.items():
             count = min(len(index), self.settings.images)
-            sums = torch.zeros(4, dtype=torch.float64)
-            strips[name] = []
-            for number in range(count):
-                shown = backend.main and number < self.settings.strips
-                counted = number % backend.world_size == backend.rank
-                if not shown and not counted:
-                    continue
-                noisy, reference = self._pair(index, number)
-                denoised = denoise_tiled(model, noisy, self.device)
-                if shown:
-                    strips[name].append((noisy, denoised, reference))
-                if counted:
-                    sums += self._measure(noisy[None], denoised[None], reference[None])
+            sums, strips[name], refusal = torch.zeros(4, dtype=torch.float64), [], None
+            try:
+                for number in range(count):
+                    shown = backend.main and number < self.settings.strips
+                    counted = number % backend.world_size == backend.rank
+                    if shown or counted:
+                        noisy, reference = self._pair(index, number)
+                        denoised = denoise_tiled(model, noisy, self.device)
+                    if shown:
+                        strips[name].append((noisy, denoised, reference))
+                    if counted:
+                        sums += self._measure(noisy[None], denoised[None], reference[None])
+            except Refusal as error:  # of a sample that only this rank reads
+                refusal = error
+            backend.agree(refusal)
             means = (backend.sum(sums) / count).tolist()
             values |= {
                 f"{name}/{metric}": mean for metric, mean in zip(("noisy_psnr", "psnr", "ssim"), means, strict=False)

@@ -12,9 +12,11 @@ from n2n_dist.training.backend import Backend, plan_batch
 def backend() -> Iterator[Backend]:
     """One process, float32; it gives the test process its threads back."""
     threads = torch.get_num_threads()
-    made = Backend(plan_batch(8, None), clip=1.0, autocast=None, threads=threads)
-    yield made
-    made.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        made = Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=threads)
+        yield made
+        made.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -50,7 +52,6 @@ def test_one_process_needs_no_world(backend: Backend) -> None:
     assert torch.equal(total, values)
     total += 1
     assert torch.equal(values, torch.tensor([1.0, 2.0])), "the sum is a copy"
-    backend.barrier()
 
 
 def test_a_refusal_on_rank_0_keeps_its_message(backend: Backend) -> None:
@@ -59,6 +60,14 @@ def test_a_refusal_on_rank_0_keeps_its_message(backend: Backend) -> None:
 
     with pytest.raises(Refusal, match=r"^this and that$"):
         backend.on_main(refuse)
+    with pytest.raises(Refusal, match=r"^this and that$"):
+        backend.agree(Refusal("this and that"))
+    backend.agree(None)
+
+
+def test_what_cannot_be_written_is_a_refusal(backend: Backend, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"/nowhere/file: cannot be written \(No such file or directory\)"):
+        backend.on_main(lambda: (tmp_path / "nowhere" / "file").write_text(""))
 
 
 @pytest.mark.parametrize(("clip", "moved"), [(1e-3, 1e-3), (0.0, 6.0), (100.0, 6.0)])
@@ -83,11 +92,11 @@ def test_processes_that_found_no_common_world_are_refused(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Refusal, match=r"this process is rank 0 of 1, but the launcher .* use one of launch/backends"):
-        Backend(plan_batch(8, None), clip=1.0, autocast=None, threads=2)
+        Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=2)
 
 
 def test_zero_3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     with pytest.raises(Refusal, match="zero_stage 3: only 1 and 2"):
-        Backend(plan_batch(8, None), clip=1.0, autocast=None, threads=2)
+        Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=2)

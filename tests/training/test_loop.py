@@ -191,3 +191,30 @@ def test_an_error_of_the_program_leaves_its_traceback_in_the_run_folder(
     text = (tmp_path / "error.txt").read_text()
     assert text.startswith("Traceback")
     assert text.endswith("ZeroDivisionError: by nought\n")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path) -> None:
+    settings = (f"run.dir={tmp_path}", "train.steps=3")
+    assert processes.train(*settings, kill_at=2 * 8).codes == [-9]
+    (tmp_path / "checkpoints" / "step-00000003.tmp").mkdir(parents=True)  # it was just being written
+    processes.train(*settings).checked()
+    assert list(processes.curves(tmp_path)["train/total"]) == [1, 2, 3]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_weights_without_a_checkpoint_are_not_written_over(finished: tuple[Path, str], tmp_path: Path) -> None:
+    run_dir = copied(finished, tmp_path)
+    shutil.rmtree(run_dir / "checkpoints")
+    refused = processes.train(f"run.dir={run_dir}", f"train.steps={STEPS}")
+    assert refused.codes == [2]
+    assert "it has no checkpoint; choose another run.dir" in refused.err[0]
+    assert (run_dir / "best.safetensors").read_bytes() == (finished[0] / "best.safetensors").read_bytes()
+
+
+def test_steps_cannot_shrink_below_what_is_done(finished: tuple[Path, str]) -> None:
+    before = contents(finished[0])
+    refused = processes.train(f"run.dir={finished[0]}", "train.steps=3")
+    assert refused.codes == [2]
+    assert "train.steps 3: the run in " in refused.err[0]
+    (finished[0] / "error.txt").unlink()
+    assert contents(finished[0]) == before

@@ -2,8 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
-from n2n_dist.threads import set_threads
+from n2n_dist.devices import set_threads
 
 
 @pytest.fixture(autouse=True)
