@@ -98,7 +98,9 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     optimizer = make_optimizer(network, config.optim)
 
     # continue where the newest good checkpoint stands
-    progress = Progress(0, 0, None, config.train.steps, index.fingerprint, config.identity())
+    progress = Progress(
+        step=0, samples_seen=0, best=None, steps=config.train.steps, data=index.fingerprint, identity=config.identity()
+    )
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint, backend)
     found = None
     if not dry_run:
@@ -134,9 +136,9 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
             inputs = inputs.contiguous(memory_format=memory_format(config.train))
             with backend.accumulate(model):
                 with autocast(backend.device, dtype):
-                    found = losses(model, features, config.loss, inputs, targets)
-                backend.backward(found["total"])
-            for name, value in found.items():
+                    terms = losses(model, features, config.loss, inputs, targets)
+                backend.backward(terms["total"])
+            for name, value in terms.items():
                 parts[name] = parts.get(name, 0) + value.detach() / plan.accumulation
         gradient_norm = backend.step(network, stepper)
         update_ema(ema, network, config.optim.ema, step)

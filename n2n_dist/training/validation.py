@@ -50,8 +50,10 @@ def _any_algorithm() -> Iterator[None]:
     """Allow algorithms that are not deterministic: sums along an image have no other one on a GPU."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
-    yield
-    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
 
 
 class Validation:
