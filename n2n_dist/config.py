@@ -81,7 +81,7 @@ class Config:
         path = run_dir / "config.yaml"
         try:
             there = OmegaConf.to_container(OmegaConf.load(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         except Exception as error:
             raise Refusal(f"run.dir {run_dir}: its config.yaml cannot be read ({_one_line(error)})") from None

@@ -174,29 +174,30 @@ def test_what_is_written_loads_as_the_same(tmp_path: Path) -> None:
 def test_validation_sets_are_named() -> None:
     assert load(None).validation_sets() == {}
     assert load(None, ["data.validation=x/y"]).validation_sets() == {"validation": Path("x/y")}
-    for wrong in ("data.validation=5", "data.validation=[a,b]", "data.validation={a: 1}"):
+    for wrong in ("data.validation=5", "data.validation=[a,b]", "data.validation={a: 1}", "data.validation={a/b: c}"):
         with pytest.raises(
             Refusal, match=r"^data.validation .*: give a folder of shards, \{name: folder, ...\}, or null"
         ):
-            load(None, [wrong]).validation_sets()
+            load(None, [wrong])
 
 
-def test_a_folder_is_claimed_once_and_continued_with_what_may_change(tmp_path: Path) -> None:
+def test_a_run_folder_is_continued_with_what_may_change(tmp_path: Path) -> None:
     run_dir = tmp_path / "new" / "run"
-    load(None).claim(run_dir)
+    load(None).check_run_dir(run_dir)
+    assert not (tmp_path / "new").exists()
+    load(None).write(run_dir)
     assert load(run_dir / "config.yaml") == load(None)
-    load(None, ["run.seed=5"]).claim(run_dir)  # nothing has been saved yet
-    load(None).claim(run_dir)
-    (run_dir / "last.safetensors").write_bytes(b"")
     (run_dir / "error.txt").write_text("an old one")
     may_change = ["train.steps=9", "data.workers=0", "data.shards=elsewhere", "train.threads=1", "validate.every=5"]
-    load(None, [*may_change, "checkpoint.keep=4", "train.micro_batch=2", "train.log_every=1"]).claim(run_dir)
+    longer = load(None, [*may_change, "checkpoint.keep=4", "train.micro_batch=2", "train.log_every=1"])
+    longer.check_run_dir(run_dir)
+    longer.write(run_dir)
     assert load(run_dir / "config.yaml").train.steps == 9
     assert not (run_dir / "error.txt").exists()
 
     before = (run_dir / "config.yaml").read_text()
     with pytest.raises(Refusal) as refusal:
-        load(None, ["data.batch=8", "optim.ema=0.5", "train.steps=9"]).claim(run_dir)
+        load(None, ["data.batch=8", "optim.ema=0.5", "train.steps=9"]).check_run_dir(run_dir)
     assert str(refusal.value) == (
         f"run.dir {run_dir}: holds another run: data.batch is 16 there and 8 here; "
         "optim.ema is 0.999 there and 0.5 here. Choose another run.dir"
@@ -206,8 +207,16 @@ def test_a_folder_is_claimed_once_and_continued_with_what_may_change(tmp_path: P
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    load(None).check_run_dir(tmp_path / "file" / "run")
     with pytest.raises(Refusal, match=r"^run.dir .*/file/run: cannot be written \(Not a directory\); choose another"):
-        load(None).claim(tmp_path / "file" / "run")
+        load(None).write(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("text", ["data: [", "words", "- a", "data: {batch: 16}", ""])
+def test_a_folder_with_the_configuration_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(Refusal, match=r"its config.yaml (cannot be read|is not that of a run)"):
+        load(None).check_run_dir(tmp_path)
 
 
 def test_the_settings_that_make_a_run_exist() -> None:

@@ -2,7 +2,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from n2n_dist.devices import set_threads
+
+from n2n_dist.devices import autocast, set_threads, use_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +26,25 @@ def test_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_number_is_obeyed() -> None:
     set_threads(3)
     assert torch.get_num_threads() == 3
+
+
+def test_gpu_is_used_where_there_is_one_and_the_launch_file_does_not_forbid_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, forbidden, used in (
+        (True, None, True),
+        (True, "false", True),
+        (True, "true", False),
+        (True, "1", False),
+        (False, None, False),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+        if forbidden:
+            monkeypatch.setenv("ACCELERATE_USE_CPU", forbidden)
+        assert use_gpu() == used
+
+
+def test_products_are_computed_in_the_named_format() -> None:
+    square = torch.ones(2, 2)
+    for dtype, found in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        with autocast(torch.device("cpu"), dtype):
+            assert (square @ square).dtype == found

@@ -20,14 +20,16 @@ def test_refusal_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr() == ("", "error: data.batch 10: use a multiple of 4\n")
 
 
-def test_other_ranks_leave_with_the_same_code_in_silence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("rank", "local", "printed"), [("0", "0", True), ("8", "0", True), ("9", "1", False)])
+def test_the_first_process_of_each_machine_prints_and_all_leave_with_the_same_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, local: str, printed: bool
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", local)
     with pytest.raises(SystemExit) as caught:
         run_command(refuse)
     assert caught.value.code == 2
-    assert capsys.readouterr() == ("", "")
+    assert bool(capsys.readouterr().err) == printed
 
 
 def test_success_and_bugs_pass_through(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,3 +57,17 @@ def test_error_file_holds_a_message_for_a_refusal_and_a_traceback_for_a_bug(tmp_
 def test_error_file_makes_no_folder(tmp_path: Path) -> None:
     write_error_file(tmp_path / "none", Refusal("x"))
     assert not list(tmp_path.iterdir())
+
+
+def test_error_file_of_a_refusal_is_written_by_rank_0_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    write_error_file(tmp_path, Refusal("x"))
+    assert not list(tmp_path.iterdir())
+    write_error_file(tmp_path, ValueError("of this rank"))
+    assert "of this rank" in (tmp_path / "error.txt").read_text()
+
+
+def test_error_file_that_cannot_be_written_hides_no_error(tmp_path: Path) -> None:
+    (tmp_path / "error.txt").mkdir()
+    write_error_file(tmp_path, Refusal("x"))
+    assert (tmp_path / "error.txt").is_dir()

@@ -114,6 +114,8 @@ def test_without_lambda_there_is_no_perceptual_part() -> None:
         ({"perceptual": -0.1}, r"loss\.perceptual -0\.1"),
         ({"perceptual": float("nan")}, r"loss\.perceptual nan"),
         ({"perceptual": float("inf")}, r"loss\.perceptual inf"),
+        ({"layers": []}, r"loss\.layers \[\]"),
+        ({"layers": ["relu1_2", "relu3_4"], "perceptual": 0.0}, r"loss\.layers .*relu3_4"),
     ],
 )
 def test_loss_settings_out_of_range_are_refused_by_name(values: dict, named: str) -> None:

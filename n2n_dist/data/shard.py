@@ -172,7 +172,7 @@ def write_index(folder: Path) -> list[Shard]:
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise Refusal(f"{folder}: no *.tar file to index")
-    if (folder / INDEX).is_file() and '"format"' not in (folder / INDEX).read_text()[:20]:
+    if (folder / INDEX).is_file() and b'"format"' not in (folder / INDEX).read_bytes()[:20]:
         raise Refusal(f"{folder / INDEX}: not written by this package, and would be replaced; move it away")
     shards = []
     for tar in tars:
@@ -324,21 +324,26 @@ def _samples(tar: Path, count: int) -> list[Sample]:
         raise Refusal(f"{path}: cannot be read ({error!r}); {_reindex(tar.parent)}") from None
     if len(samples) != count:
         raise Refusal(f"{path}: {len(samples)} samples, but {INDEX} says {count}; {_reindex(tar.parent)}")
-    _check_members(tar, [samples[0].captures[0], samples[-1].captures[-1]])
+    _check_members(tar, [samples[0], samples[-1]])
     return samples
 
 
-def _check_members(tar: Path, members: Sequence[Member]) -> None:
-    """Look for the headers of members, in front of their bytes: another tar of the same size has others."""
-    with tar.open("rb") as file:
-        for member in members:
-            file.seek(member.offset - tarfile.BLOCKSIZE)
-            try:
+def _check_members(tar: Path, samples: Sequence[Sample]) -> None:
+    """Look for the headers of samples, in front of their bytes: another tar of the same size has others."""
+    for sample in samples:
+        member, key = sample.captures[0], f"{sample.key}."
+        try:
+            with tar.open("rb") as file:
+                file.seek(member.offset - tarfile.BLOCKSIZE)
                 header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
-            except tarfile.HeaderError:
-                header = tarfile.TarInfo()
-            if header.size != member.size or not header.name.lower().endswith(f".{member.extension}"):
-                raise Refusal(f"{tar}: is not the tar that was indexed; {_reindex(tar.parent)}")
+        except tarfile.HeaderError:
+            header = tarfile.TarInfo()
+        except (OSError, ValueError) as error:
+            raise Refusal(f"{tar}: cannot be read ({error})") from None
+        # the header cuts a long name, and may hold other letters in the place of those that are not ASCII
+        name = header.name.removeprefix("./")
+        if header.size != member.size or (key.isascii() and name[: len(key)] != key[: len(name)]):
+            raise Refusal(f"{tar}: is not the tar that was indexed; {_reindex(tar.parent)}")
 
 
 def _sha256(path: Path) -> str:

@@ -217,7 +217,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
 def _check_continuation(run_dir: Path, backend: Backend, found: tuple[Path, Progress] | None, wanted: Progress) -> None:
     """Refuse to write over weights, and to continue a run as another one."""
     if backend.zero or not found:
-        for name in (BEST, LAST, "checkpoints"):
+        for name in (BEST, LAST):
             if (run_dir / name).exists():
                 why = f"{backend.name} cannot continue it yet" if backend.zero and found else "it has no checkpoint"
                 raise Refusal(

@@ -154,6 +154,18 @@ def test_what_exists_is_not_written_over(tmp_path: Path, write_images: Callable[
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["precious"]
 
 
+def test_what_another_build_left_or_is_writing_is_not_touched(
+    tmp_path: Path, write_images: Callable[..., Path]
+) -> None:
+    source, partial = write_images("a.png"), tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "mine.txt").write_text("precious")
+    with pytest.raises(Refusal, match=f"{partial}: exists"):
+        build(source, tmp_path / "out", Options())
+    assert [path.read_text() for path in partial.iterdir()] == ["precious"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_same_images_give_the_same_bytes(tmp_path: Path, write_images: Callable[..., Path]) -> None:
     source = write_images("a.png", "b.png", "c.png")
     for name in ("one", "two"):

@@ -134,6 +134,15 @@ def test_truncated_jpeg_and_uncompressed_tiff_are_refused(tmp_path: Path) -> Non
             read_image(path)
 
 
+@pytest.mark.parametrize("form", ["BMP", "GIF", "TIFF", "PPM", "WEBP"])
+def test_another_format_under_the_name_of_png_or_jpeg_is_refused(tmp_path: Path, form: str) -> None:
+    for suffix in (".png", ".jpg"):
+        path = tmp_path / f"a{suffix}"
+        PIL.Image.fromarray(random_pixels((16, 16, 3), np.uint8)).save(path, form)
+        with pytest.raises(Refusal, match=f"{path}: damaged or not an image"):
+            read_image(path)
+
+
 def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"none\.png: cannot be read"):
         read_image(tmp_path / "none.png")

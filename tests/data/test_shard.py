@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -34,24 +35,25 @@ def png(shape: tuple[int, ...] = (20, 16, 3), seed: int = 0) -> bytes:
     return encode(random_pixels(shape, seed=seed), ".png")
 
 
-def test_tar_written_by_webdataset_is_indexed_and_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["scene", "scène", "long" * 40, "é" * 80])
+def test_tar_written_by_webdataset_is_indexed_and_read(tmp_path: Path, folder: str) -> None:
     images = [random_pixels((20, 16, 3), np.uint16, seed) for seed in range(3)]
     with webdataset.ShardWriter(str(tmp_path / "part-%03d.tar"), maxcount=2, verbose=0) as writer:
         for number, pixels in enumerate(images):
-            writer.write({"__key__": f"scene/{number}", "npy": pixels, "cls": 7})
+            writer.write({"__key__": f"{folder}/{number}", "npy": pixels, "cls": 7})
     write_index(tmp_path)
     index = Index([tmp_path])
     assert index.sizes.tolist() == [2, 1]
-    assert [index.sample(number)[1].key for number in range(3)] == ["scene/0", "scene/1", "scene/2"]
+    assert [index.sample(number)[1].key for number in range(3)] == [f"{folder}/{number}" for number in range(3)]
     for number, pixels in enumerate(images):
         np.testing.assert_allclose(read_whole(index, number), pixels / 65535, rtol=1e-6)
 
 
 @pytest.mark.parametrize("argument", [".", "sub"])
-@pytest.mark.parametrize("form", ["gnu", "pax", "ustar"])
-def test_tar_written_by_tar_is_indexed_and_read(tmp_path: Path, argument: str, form: str) -> None:
+@pytest.mark.parametrize(("form", "length"), [("gnu", 20), ("pax", 20), ("ustar", 20), ("gnu", 40), ("pax", 40)])
+def test_tar_written_by_tar_is_indexed_and_read(tmp_path: Path, argument: str, form: str, length: int) -> None:
     """`tar -cf x.tar .` gives names that start with `./`."""
-    images = {f"scene-{'long' * 20}-{n}": random_pixels((20, 16, 1), np.uint8, n) for n in range(2)}
+    images = {f"scène-{'long' * length}-{n}": random_pixels((20, 16, 1), np.uint8, n) for n in range(2)}
     for name, pixels in images.items():
         write_image(tmp_path / "in" / "sub" / f"{name}.png", pixels)
         (tmp_path / "in" / "sub" / f"{name}.json").write_text('{"black": 10, "white": 110, "more": [1]}')
@@ -63,6 +65,20 @@ def test_tar_written_by_tar_is_indexed_and_read(tmp_path: Path, argument: str, f
     assert [index.sample(number)[1].key for number in range(2)] == [f"sub/{name}" for name in images]
     for number, pixels in enumerate(images.values()):
         np.testing.assert_allclose(read_whole(index, number), (pixels.astype(float) - 10) / 100, atol=1e-6)
+
+
+def test_extensions_in_capitals_are_read(tmp_path: Path) -> None:
+    pixels = random_pixels((20, 16, 3))
+    members = [(f"a.{n}.{suffix}", encode(pixels, f".{suffix.lower()}")) for n, suffix in enumerate(("PNG", "Tif"))]
+    write_tar(tmp_path / "s" / "a.tar", [*members, ("b.NPY", encode(pixels, ".npy"))])
+    write_index(tmp_path / "s")
+    index = Index([tmp_path / "s"])
+    for number, captures in ((0, 2), (1, 1)):
+        tar, sample = index.sample(number)
+        assert len(sample.captures) == captures
+        for member in sample.captures:
+            found = read_pixels(tar, sample, member, (3, 2, 10, 9))
+            np.testing.assert_allclose(found, pixels[3:13, 2:11] / 255, rtol=1e-6)
 
 
 def test_captures_and_reference_are_told_apart(tmp_path: Path) -> None:
@@ -149,14 +165,78 @@ def test_index_of_another_format_or_without_shards_is_refused(make_shards: Calla
     refuse_index(tmp_path / "none", str(tmp_path / "none"), "shards/build.py")
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "[1, 2]", '{"a": 1}', '[{"key": "a"}]'])
-def test_damaged_list_of_members_is_refused_by_name(make_shards: Callable[..., Path], content: str | None) -> None:
+def test_missing_list_of_members_is_refused_at_once(make_shards: Callable[..., Path]) -> None:
+    folder = make_shards(4, shard_samples=2)
+    (folder / "shard-000001.index.json").unlink()
+    refuse_index(folder, str(folder / "shard-000001.index.json"), "missing", "build.py index")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[1, 2]", '{"a": 1}', '[{"key": "a"}]'])
+def test_damaged_list_of_members_is_refused_by_name(make_shards: Callable[..., Path], content: str) -> None:
     folder = make_shards(2)
-    (folder / "shard-000000.json").unlink()
-    if content is not None:
-        (folder / "shard-000000.json").write_text(content)
-    with pytest.raises(Refusal, match=r"shard-000000\.json.*build\.py index"):
+    (folder / "shard-000000.index.json").write_text(content)
+    with pytest.raises(Refusal, match=r"shard-000000\.index\.json.*build\.py index"):
         Index([folder]).sample(0)
+
+
+@pytest.mark.parametrize("kind", ["keys", "member sizes", "no tar"])
+def test_another_tar_of_the_same_size_is_refused_on_first_use(tmp_path: Path, kind: str) -> None:
+    tar = tmp_path / "s" / "a.tar"
+    write_tar(tar, [(f"{number}.png", png(seed=number)) for number in range(3)])
+    write_index(tmp_path / "s")
+    size = tar.stat().st_size
+    others = {
+        "keys": [(f"{number + 3}.png", png(seed=number)) for number in range(3)],
+        "member sizes": [("0.txt", b"x"), *((f"{number}.png", png((19, 16, 3))) for number in range(3))],
+        "no tar": [],
+    }[kind]
+    write_tar(tar, others)
+    tar.write_bytes(tar.read_bytes()[:size].ljust(size, b"\0"))
+    index = Index([tmp_path / "s"])
+    with pytest.raises(Refusal, match=rf"{tar}: is not the tar that was indexed.*build\.py index"):
+        index.sample(0)
+
+
+def test_shards_that_were_mixed_up_are_refused(make_shards: Callable[..., Path]) -> None:
+    folder = make_shards(4, shard_samples=2)
+    first, second = (folder / f"shard-00000{number}.tar" for number in range(2))
+    assert first.stat().st_size == second.stat().st_size
+    shutil.copy(first, second)
+    index = Index([folder])
+    index.sample(0)
+    with pytest.raises(Refusal, match=f"{second}: is not the tar"):
+        index.sample(2)
+
+
+def test_tar_that_has_gone_since_is_refused_by_name(make_shards: Callable[..., Path]) -> None:
+    index = Index([make_shards(2)])
+    index.paths[0].unlink()
+    with pytest.raises(Refusal, match=str(index.paths[0])):
+        index.sample(0)
+
+
+def test_what_every_sample_must_hold(make_shards: Callable[..., Path], tmp_path: Path) -> None:
+    one, grey = make_shards(2, "one"), make_shards(2, "grey", size=(20, 20, 1))
+    Index([one]).require("data.shards", channels=3, captures=1)
+    with pytest.raises(Refusal, match=rf"data\.shards: {grey}.*of 1 channels.*model\.channels is 3"):
+        Index([one, grey]).require("data.shards", 3, 1)
+    with pytest.raises(Refusal, match=rf"data\.validation: {one}.*one capture.*--captures"):
+        Index([one]).require("data.validation", 3, 2)
+    write_tar(tmp_path / "s" / "a.tar", [("a.0.png", png()), ("a.1.png", png()), ("b.png", png((20, 16, 1)))])
+    write_index(tmp_path / "s")
+    with pytest.raises(Refusal, match=r"1 and 3 channels"):
+        Index([tmp_path / "s"]).require("data.shards", 3, 1)
+
+
+@pytest.mark.parametrize("content", [b'{"files": []}', b"", b"\xff\xfe"])
+def test_index_of_another_program_is_not_replaced(make_shards: Callable[..., Path], content: bytes) -> None:
+    folder = make_shards(2)
+    write_index(folder)  # its own, it does
+    (folder / "index.json").write_bytes(content)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(Refusal, match=rf"{folder / 'index.json'}: not written by this package"):
+        write_index(folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_verify_finds_one_flipped_byte(make_shards: Callable[..., Path]) -> None:

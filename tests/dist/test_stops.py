@@ -1,5 +1,7 @@
 """What stops a run stops all of its processes, soon, with one message."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import processes
@@ -9,9 +11,12 @@ SOON = 30
 """Seconds, on a busy machine; a rank that waits for one that is gone would wait for half an hour."""
 
 
-def refused(*settings: object, world: int = 2, zero: int = 0) -> str:
-    finished = processes.train(*settings, world=world, zero=zero)
-    assert finished.codes == [2] * world, finished
+def refused(*settings: object, zero: int = 0) -> str:
+    return message_of(processes.train(*settings, world=2, zero=zero))
+
+
+def message_of(finished: processes.Finished) -> str:
+    assert finished.codes == [2, 2], finished
     assert finished.seconds < SOON
     messages = [line for err in finished.err for line in err.splitlines() if line.startswith("error: ")]
     assert len(messages) == 1, finished.err
@@ -36,8 +41,6 @@ def test_another_configuration(finished_run: Path) -> None:
 
 
 def test_all_checkpoints_damaged(finished_run: Path, tmp_path: Path) -> None:
-    import shutil
-
     run_dir = shutil.copytree(finished_run, tmp_path / "run")
     weights = next((run_dir / "checkpoints").glob("*/*.distcp"))
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -71,3 +74,22 @@ def test_a_rank_that_dies_takes_the_others_with_it(tmp_path: Path) -> None:
     assert finished.codes == [1, -9]
     assert finished.seconds < SOON
     assert (tmp_path / "error.txt").read_text()
+
+
+def test_samples_that_only_one_rank_cannot_read(tmp_path: Path) -> None:
+    shards = Path(shutil.copytree(processes.ROOT / "shards/demo/train", tmp_path / "shards"))
+    tar = shards / "shard-000002.tar"
+    tar.write_bytes(bytes(tar.stat().st_size))
+    message = refused(f"run.dir={tmp_path / 'run'}", f"data.shards={shards}", "data.workers=1")
+    assert "samples cannot be read, named above; check the shards with" in message
+    assert (tmp_path / "run" / "error.txt").read_text().strip() == message
+
+
+def test_an_image_that_only_one_rank_cannot_use(
+    finished_run: Path, tmp_path: Path, write_images: Callable[..., Path]
+) -> None:
+    write_images("0.png", "2.png")
+    images = write_images("1.png", size=(40, 36, 1))
+    arguments = ("--run", finished_run, "--images", images, "--output", tmp_path / "scores")
+    message = message_of(processes.run("launch/evaluate.py", *arguments, world=2))
+    assert "1.png: has 1 channels, these weights are for 3" in message

@@ -1,4 +1,5 @@
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from images import random_pixels
 
 from n2n_dist.data.image import read_image, write_image
 from n2n_dist.errors import Refusal
+from n2n_dist.inference import evaluate as module
 from n2n_dist.inference.evaluate import evaluate, table
 from n2n_dist.metrics import psnr, to_8_bit
 from n2n_dist.noise import keys
@@ -29,7 +31,7 @@ def test_untrained_network_scores_as_the_clipped_noisy_image(
     photos: Path, tmp_path: Path, make_weights: Callable[..., Path]
 ) -> None:
     rows = evaluate(make_weights(), photos, tmp_path / "out", sigma=25)
-    assert [row.image for row in rows] == ["one.png", "two.png", "mean of 2"]
+    assert [row.image for row in rows] == ["b/one.png", "two.png", "mean of 2"]
     for number, (row, name) in enumerate(zip(rows[:2], ("b/one.png", "two.png"), strict=True)):
         clean = torch.from_numpy(read_image(photos / name).normalised()).permute(2, 0, 1)[None]
         generator = keys.generator(0, number, "n2n2018", "cpu")
@@ -57,7 +59,8 @@ def test_scores_and_pictures_are_written_and_can_be_repeated(
     assert picture.shape[1] > 3 * 60  # noisy, denoised and clean
     clean = read_image(photos / "b" / "one.png").pixels
     np.testing.assert_array_equal(picture[:48, -60:], clean)
-    assert evaluate(make_weights(), photos, tmp_path / "out", sigma=25) == rows
+    assert evaluate(make_weights(), photos, tmp_path / "again", sigma=25) == rows
+    assert (tmp_path / "again" / "scores.csv").read_bytes() == (tmp_path / "out" / "scores.csv").read_bytes()
     assert all(row.image in table(rows) and f"{row.psnr:.3f}" in table(rows) for row in rows)
 
 
@@ -75,18 +78,56 @@ def test_grey_images_are_measured(tmp_path: Path, make_weights: Callable[..., Pa
     assert row.psnr == mean.psnr > 20
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_two_or_four_channels_are_measured_without_lpips(
+    tmp_path: Path, make_weights: Callable[..., Path], channels: int
+) -> None:
+    write_image(tmp_path / "in" / "a.png", random_pixels((40, 40, channels)))
+    rows = evaluate(make_weights(channels=channels), tmp_path / "in", tmp_path / "out", sigma=10)
+    assert len(rows) == 2
+    for row in rows:
+        assert row.psnr > 20
+        assert 0 < row.ssim < 1
+        assert math.isnan(row.lpips)
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        assert {row["lpips"] for row in csv.DictReader(file)} == {"nan"}
+    assert "nan" in table(rows)
+
+
+def test_scores_and_pictures_of_several_processes_are_put_in_order(
+    photos: Path, tmp_path: Path, make_weights: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = evaluate(make_weights(), photos, tmp_path / "alone", sigma=25)
+    monkeypatch.setattr(module, "gather_object", lambda found: found[::-1])
+    assert evaluate(make_weights(), photos, tmp_path / "out", sigma=25) == alone
+    for name in ("scores.csv", "comparison.png"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_scores_that_are_there_already_are_kept(
+    photos: Path, tmp_path: Path, make_weights: Callable[..., Path]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "scores.csv").write_text("precious")
+    with pytest.raises(Refusal, match=rf"{tmp_path / 'out' / 'scores.csv'}: exists already.*--output"):
+        evaluate(make_weights(), photos, tmp_path / "out", sigma=25)
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["precious"]
+
+
 def test_what_cannot_be_measured_is_refused(photos: Path, tmp_path: Path, make_weights: Callable[..., Path]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     write_image(tmp_path / "mixed" / "grey.png", random_pixels((40, 40, 1)))
+    write_image(tmp_path / "small" / "tiny.png", random_pixels((31, 40, 3)))
     for weights, images, output, sigma, what in (
         (make_weights(), photos, tmp_path / "out", 0, "--sigma 0"),
         (tmp_path / "none", photos, tmp_path / "out", 25, "no weights"),
         (make_weights(), tmp_path / "empty", tmp_path / "out", 25, "no image"),
         (make_weights(), tmp_path / "mixed", tmp_path / "out", 25, r"grey\.png: has 1 channels.*3"),
+        (make_weights(), tmp_path / "small", tmp_path / "out", 25, r"tiny\.png: is below 32 pixels"),
     ):
         with pytest.raises(Refusal, match=what):
             evaluate(weights, images, output, sigma)
-    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.glob("out/**/*") if path.is_file()]
     with pytest.raises(Refusal, match=r"file: cannot be written"):
         evaluate(make_weights(), photos, tmp_path / "file", 25)

@@ -11,17 +11,17 @@ from n2n_dist.errors import Refusal
 from n2n_dist.inference.files import denoise_files
 
 
-def run(weights: Path, source: Path, destination: Path, **levels: float) -> list[str]:
-    said: list[str] = []
-    denoise_files(weights, source, destination, levels.get("black"), levels.get("white"), said.append)
-    return said
+def run(weights: Path, source: Path, destination: Path, **levels: float) -> None:
+    denoise_files(weights, source, destination, levels.get("black"), levels.get("white"))
 
 
 def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_names_bit_depth_and_type_are_kept(tmp_path: Path, make_weights: Callable[..., Path]) -> None:
+def test_names_bit_depth_and_type_are_kept(
+    tmp_path: Path, make_weights: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     images = {
         "a.png": random_pixels((20, 30, 3), np.uint8),
         "b.png": random_pixels((7, 9, 3), np.uint16),
@@ -30,7 +30,8 @@ def test_names_bit_depth_and_type_are_kept(tmp_path: Path, make_weights: Callabl
     }
     for name, pixels in images.items():
         write_image(tmp_path / "in" / name, pixels)
-    said = run(make_weights(), tmp_path / "in", tmp_path / "out")  # an untrained network returns its input
+    run(make_weights(), tmp_path / "in", tmp_path / "out")  # an untrained network returns its input
+    said = capsys.readouterr().out.splitlines()
     assert names(tmp_path / "out") == sorted(images)
     for name, pixels in images.items():
         found = read_image(tmp_path / "out" / name).pixels
@@ -59,9 +60,9 @@ def test_one_file_goes_to_a_name_or_into_a_folder(
 ) -> None:
     source = write_images("a.png") / "a.png"
     (tmp_path / "out").mkdir()
-    for destination in ("out", "out/other.tif", "out/new/plain"):
+    for destination in ("out", "out/other.tif", "out/new/plain"):  # without suffix: a folder
         run(make_weights(), source, tmp_path / destination)
-    assert names(tmp_path / "out") == ["a.png", "new/plain.png", "other.tif"]
+    assert names(tmp_path / "out") == ["a.png", "new/plain/a.png", "other.tif"]
 
 
 def test_nothing_is_written_over(
@@ -92,14 +93,17 @@ def test_two_images_of_one_new_name_are_refused(
 
 
 def test_images_that_cannot_be_denoised_are_named_after_the_others_are_done(
-    tmp_path: Path, make_weights: Callable[..., Path], write_images: Callable[..., Path]
+    tmp_path: Path,
+    make_weights: Callable[..., Path],
+    write_images: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = write_images("a.png", "d.png")
     write_image(source / "b.png", random_pixels((16, 16, 2)))
     (source / "c.png").write_bytes(b"damaged")
-    said: list[str] = []
     with pytest.raises(Refusal) as caught:
-        denoise_files(make_weights(), source, tmp_path / "out", None, None, said.append)
+        run(make_weights(), source, tmp_path / "out")
+    said = capsys.readouterr().out.splitlines()
     assert "2 of 4 images" in str(caught.value)
     assert f"{source / 'b.png'}: an image with 2 channels" in str(caught.value)
     assert [line for line in said if "skipped" in line and str(source / "c.png") in line]

@@ -81,9 +81,11 @@ def test_result_is_float32_under_autocast() -> None:
     assert ResUNet(ModelSettings(width=8, depths=[1, 1])).bfloat16()(x.bfloat16()).dtype == torch.float32
 
 
-def test_every_parameter_has_a_gradient_after_one_step() -> None:
-    torch.manual_seed(1)  # one that leaves no gate's few hidden units all at zero
-    model = ResUNet(ModelSettings(width=16, depths=[1, 2, 1]), crop=32)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("width", "depths"), [(8, [1, 1]), (16, [1, 2, 1]), (24, [2, 1]), (32, [1])])
+def test_every_parameter_has_a_gradient_after_one_step(width: int, depths: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    model = ResUNet(ModelSettings(width=width, depths=depths), crop=32)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
     x, target = random_images(2, 3, 32, 32), random_images(2, 3, 32, 32, seed=1)
     for _ in range(2):
@@ -134,6 +136,19 @@ def test_another_number_of_channels_is_refused(channels: int) -> None:
 def test_settings_out_of_range_are_refused_by_name(values: dict, named: str) -> None:
     with pytest.raises(Refusal, match=named):
         ModelSettings(**values)
+
+
+@pytest.mark.parametrize(
+    ("crop", "stem", "depths", "divisor"),
+    [(20, 2, [1, 1, 1], 8), (33, 2, [1], 2), (8, 4, [1] * 3, 16), (40, 1, [1] * 5, 16)],
+)
+def test_crop_that_is_no_multiple_of_the_coarsest_pixel_is_refused(
+    crop: int, stem: int, depths: list[int], divisor: int
+) -> None:
+    settings = ModelSettings(width=8, depths=depths, stem=stem)
+    with pytest.raises(Refusal, match=rf"data\.crop {crop}: must be a multiple of {divisor} .*{len(depths)} levels"):
+        ResUNet(settings, crop)
+    assert ResUNet(settings, 3 * divisor).divisor == divisor
 
 
 @pytest.mark.gpu

@@ -19,7 +19,7 @@ def make_model(seed: int = 0) -> ResUNet:
 def test_a_loaded_model_is_the_saved_one(tmp_path: Path) -> None:
     model = make_model()
     save_model(tmp_path / LAST, model)
-    loaded = load_model(tmp_path / LAST)
+    loaded = load_model(tmp_path / LAST, torch.device("cpu"))
     assert loaded.settings == model.settings
     assert loaded.crop == 24
     x = torch.rand(1, 2, 50, 60)  # larger than the crop, so that the windows matter
@@ -29,11 +29,18 @@ def test_a_loaded_model_is_the_saved_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [LAST]
 
 
+def test_a_model_is_loaded_onto_the_named_device_or_the_gpu_if_there_is_one(tmp_path: Path) -> None:
+    save_model(tmp_path / LAST, make_model())
+    default = torch.device("cuda" if torch.cuda.is_available() else "cpu").type
+    assert {value.device.type for value in load_model(tmp_path).state_dict().values()} == {default}
+    assert load_model(tmp_path, torch.device("cpu")).exit.weight.device.type == "cpu"
+
+
 def test_weights_in_channels_last_and_an_older_file_under_the_name_are_no_obstacle(tmp_path: Path) -> None:
     save_model(tmp_path / LAST, make_model(seed=1))
     model = make_model().to(memory_format=torch.channels_last)
     save_model(tmp_path / LAST, model)
-    for name, value in load_model(tmp_path / LAST).state_dict().items():
+    for name, value in load_model(tmp_path / LAST, torch.device("cpu")).state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
 
 

@@ -31,7 +31,7 @@ def trained(seed: int) -> tuple[ResUNet, ResUNet, torch.optim.AdamW]:
 
 
 def progress(step: int) -> Progress:
-    return Progress(step=step, samples_seen=8 * step, best=31.4159, steps=100, data="abc")
+    return Progress(step=step, samples_seen=8 * step, best=31.4159, steps=100, data="abc", identity={"run.seed": 0})
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,14 @@ def test_an_unfinished_one_is_ignored_and_written_over(checkpoints: Checkpoints,
 
 
 @pytest.mark.parametrize(
-    "damage", ["a flipped byte", "a missing file", "half a manifest", "a manifest of another kind"]
+    "damage",
+    [
+        "a flipped byte",
+        "a missing file",
+        "half a manifest",
+        "another step in the manifest",
+        "a manifest of another kind",
+    ],
 )
 def test_a_damaged_one_is_set_aside_loudly_and_the_one_before_used(
     checkpoints: Checkpoints, parts: tuple, damage: str
@@ -131,6 +138,8 @@ def test_a_damaged_one_is_set_aside_loudly_and_the_one_before_used(
             (newest / ".metadata").unlink()
         case "half a manifest":
             manifest.write_text(manifest.read_text()[:100])
+        case "another step in the manifest":
+            manifest.write_text(manifest.read_text().replace('"samples_seen": 48', '"samples_seen": 56'))
         case "a manifest of another kind":
             manifest.write_text("[]")
     said: list[str] = []
@@ -154,6 +163,15 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_until_someone_looks(
         with pytest.raises(Refusal, match=r"all checkpoints are damaged; start in a new run.dir"):
             checkpoints.newest(warn=said.append)
     assert len(said) == 2
+
+
+def test_one_of_another_version_is_refused_and_left_alone(checkpoints: Checkpoints, parts: tuple) -> None:
+    checkpoints.save(*parts, progress(4))
+    manifest = checkpoints.folder / "step-00000004" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(Refusal, match="written by another version of n2n_dist; continue it with that, or"):
+        checkpoints.newest(warn=pytest.fail)
+    assert names(checkpoints) == ["step-00000004"]
 
 
 def test_one_of_another_network_is_refused(checkpoints: Checkpoints, parts: tuple) -> None:

@@ -111,7 +111,7 @@ def test_other_samples_in_the_shards_are_refused(finished: tuple[Path, str], tmp
     moved = processes.train(f"run.dir={run_dir}", f"data.shards={shards}", "train.steps=5")
     assert moved.codes == [0], "the same samples in another place are the same samples"
     (shards / "shard-000003.tar").unlink()
-    (shards / "shard-000003.json").unlink()
+    (shards / "shard-000003.index.json").unlink()
     write_index(shards)
     refused = processes.train(f"run.dir={run_dir}", f"data.shards={shards}", "train.steps=6")
     assert refused.codes == [2]
@@ -152,7 +152,7 @@ def damaged_shards(folder: Path, every: int) -> Path:
     shards = Path(shutil.copytree(processes.ROOT / "shards/demo/train", folder))
     for tar in shards.glob("*.tar"):
         data = bytearray(tar.read_bytes())
-        for sample in json.loads(tar.with_suffix(".json").read_text())[::every]:
+        for sample in json.loads(tar.with_suffix(".index.json").read_text())[::every]:
             offset, size = sample["captures"][0]["offset"], sample["captures"][0]["size"]
             data[offset + 200 : offset + size] = bytes(size - 200)
         tar.write_bytes(data)

@@ -15,7 +15,7 @@ from n2n_dist.training.validation import Validation
 
 
 def progress(steps: int = 100) -> Progress:
-    return Progress(step=1234, samples_seen=9872, best=30.256, steps=steps, data="")
+    return Progress(step=1234, samples_seen=9872, best=30.256, steps=steps, data="", identity={})
 
 
 @pytest.mark.parametrize(

@@ -86,15 +86,22 @@ def test_a_strip_is_a_picture_beside_a_picture(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["set-00000003.png"]
 
 
-def test_the_window_counts_steps_anew_and_replaced_samples_on_and_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_window_gathers_its_steps() -> None:
     window = Window()
-    window.add(0.0, [])
-    window.add(0.0, ["shard: sample a: damaged"])
-    assert (window.steps, window.bad) == (2, 1)
-    assert capsys.readouterr().out == "replaced an unreadable sample: shard: sample a: damaged\n"
-    window.restart()
-    assert (window.steps, window.bad, window.waited) == (0, 1, 0.0)
-    assert 0 <= window.waiting() <= 1
+    for loss, norm, waited, bad in ((1.0, 5.0, 0.5, 0), (2.0, 7.0, 0.25, 3), (6.0, 6.0, 0.0, 0)):
+        losses = {"pixel": torch.tensor(loss), "total": torch.tensor(10 * loss)}
+        window.add(losses, torch.tensor(norm), waited, bad)
+    assert (window.steps, window.waited, window.bad_samples) == (3, 0.75, 3)
+    assert window.means().tolist() == [3.0, 30.0]
+    assert window.gradient_norm == 7.0
+    assert window.seconds() > 0
+
+
+def test_one_step_that_is_not_finite_is_seen_in_its_window() -> None:
+    window = Window()
+    for norm in (1.0, math.nan, 2.0):
+        window.add({"total": torch.tensor(1.0)}, torch.tensor(norm), 0.0, 0)
+    assert math.isnan(window.gradient_norm)
 
 
 def test_memory_is_that_of_this_process() -> None:

@@ -69,7 +69,7 @@ def test_captures_are_compared_with_the_reference_or_with_each_other(
     # two captures differ by both of their noises: 20 log10(255 / (10 sqrt 2))
     assert scores["own/psnr"] == pytest.approx(25.12, abs=0.2)
 
-    with pytest.raises(Refusal, match=r"data.validation single: .* one capture; pairs.source captures needs two"):
+    with pytest.raises(Refusal, match=r"data.validation single: .* one capture, pairs.source captures needs two"):
         Validation({"single": make_shards(2)}, Gaussian(), "captures", ValidateSettings(), 3, CPU)
 
 
