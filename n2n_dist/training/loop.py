@@ -217,13 +217,13 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
 def _check_continuation(run_dir: Path, backend: Backend, found: tuple[Path, Progress] | None, wanted: Progress) -> None:
     """Refuse to write over weights, and to continue a run as another one."""
     if backend.zero or not found:
-        for name in (BEST, LAST):
-            if (run_dir / name).exists():
-                why = f"{backend.name} cannot continue it yet" if backend.zero and found else "it has no checkpoint"
-                raise Refusal(
-                    f"run.dir {run_dir}: holds a run with {name}, and {why}; choose another run.dir "
-                    f"(run.init={run_dir} starts from its weights)"
-                )
+        held = [name for name in (BEST, LAST) if (run_dir / name).exists()] + (["a checkpoint"] if found else [])
+        if held:
+            why = f"{backend.name} cannot continue it yet" if found else "it has no checkpoint"
+            raise Refusal(
+                f"run.dir {run_dir}: holds a run with {held[0]}, and {why}; choose another run.dir "
+                f"(run.init={run_dir} starts from its weights)"
+            )
         return
     path, progress = found
     if progress.data != wanted.data:
