@@ -42,6 +42,8 @@ class DataSettings:
         for name, smallest in (("crop", 8), ("batch", 1), ("workers", 0)):
             if getattr(self, name) < smallest:
                 raise Refusal(f"data.{name} {getattr(self, name)}: must be {smallest} or more")
+        if self.streams is not None and self.streams < 1:
+            raise Refusal(f"data.streams {self.streams}: must be 1 or more")
         if not 0 <= self.max_bad <= 1:
             raise Refusal(f"data.max_bad {self.max_bad}: must be between 0 and 1")
         folder_list(self.shards, "data.shards")
@@ -58,7 +60,7 @@ class Batch:
     images: torch.Tensor
     """float32 [B, K, C, H, W], black 0 and white 1. K = 1: the image itself; K = 2: input and target capture."""
     bad: list[str] = field(default_factory=list)
-    """Samples that could not be read and were replaced."""
+    """One message for each sample that could not be read and was replaced."""
 
     def pin_memory(self) -> Batch:
         """Move the crops to page-locked memory, from which a GPU copies without waiting."""
@@ -158,9 +160,14 @@ class RankOrder(torch.utils.data.Sampler):
 
 
 def collate(items: Sequence[tuple[int, int, torch.Tensor, list[str]]]) -> Batch:
-    """Stack crops; images of different channel counts cannot be in one run."""
+    """Stack crops; of a sample that was replaced, keep the first message."""
     positions, samples, images, bad = zip(*items, strict=True)
-    return Batch(torch.tensor(positions), torch.tensor(samples), torch.stack(images), [m for b in bad for m in b])
+    return Batch(
+        torch.tensor(positions),
+        torch.tensor(samples),
+        torch.stack(images),
+        [messages[0] for messages in bad if messages],
+    )
 
 
 def make_loader(

@@ -72,20 +72,21 @@ def evaluate(weights: Path, images: Path, output: Path, sigma: float) -> list[Sc
         raise Refusal(f"--sigma {sigma:g}: must be above 0")
     if (output / TABLE).exists():
         raise Refusal(f"{output / TABLE}: exists already; remove it or choose another --output")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refusal(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
     state = accelerate.PartialState(cpu=not use_gpu())
     if state.device.type == "cpu":
         set_threads()
     model = load_model(weights, state.device)
+    paths = find_images(images)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
     lpips = LPIPS().to(state.device) if model.settings.channels in (1, 3) else None
     noise = Gaussian(sigma=sigma)
     rows: list[tuple[int, Scores]] = []
     strips: list[tuple[int, list[torch.Tensor]]] = []
     refusals: list[str] = []
-    for number, path in list(enumerate(find_images(images)))[state.process_index :: state.num_processes]:
+    for number, path in list(enumerate(paths))[state.process_index :: state.num_processes]:
         try:
             clean = _read_clean(path, model.settings.channels)
         except Refusal as refusal:

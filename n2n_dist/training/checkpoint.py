@@ -65,6 +65,8 @@ class Progress:
     """Fingerprint of the index's content."""
     identity: dict[str, Any]
     """The settings that make the run what it is, by key."""
+    best_step: int = 0
+    """The step of that validation."""
     bad_samples: int = 0
     """Samples that could not be read and were replaced, over all ranks."""
 

@@ -110,6 +110,8 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     if found:
         path, progress = found
         checkpoints.load(path, network, ema, optimizer)
+        if progress.best_step == progress.step:  # the run may have ended between the checkpoint and its best weights
+            backend.on_main(lambda: save_model(run_dir / BEST, ema))
     else:
         if config.run.init:
             _start_from(network, config.run.init)
@@ -199,7 +201,8 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
                 tracker.strips(progress.step, strips)
                 tracker.say(report.scores(progress.step, scores))
                 improved = progress.best is None or mean_psnr(scores) > progress.best
-                progress.best = mean_psnr(scores) if improved else progress.best
+                if improved:
+                    progress.best, progress.best_step = mean_psnr(scores), progress.step
             if saving and not backend.zero:
                 checkpoints.save(network, ema, optimizer, progress)
                 saved_at = time.monotonic()

@@ -94,7 +94,7 @@ def test_a_run_of_another_configuration_is_left_alone(finished: tuple[Path, str]
         "noise.name is gaussian there and poisson here",
         "noise.sigma is 25.0 there and None here",
         "noise.lam is None there and 30.0 here",
-        "optim.lr is 0.002 there and 0.1 here",
+        "optim.lr is 0.0005 there and 0.1 here",
         "data.crop is 32 there and 40 here",
         "model.depths is [1, 1] there and [1] here",
     ):
