@@ -21,8 +21,8 @@ class OptimSettings:
     """Steps over which the learning rate rises linearly from 0; at most a tenth of train.steps is used."""
     weight_decay: float = 1e-4
     """Decay of the weights (not of biases), per step and unit of learning rate."""
-    clip: float = 1.0
-    """Largest global gradient norm; 0 for no clipping."""
+    clip: float = 0.05
+    """Largest global gradient norm; 0 for no clipping. Usual norms are 0.005 (L2) to 0.05 (L1): a spike ends a run."""
     ema: float = 0.999
     """Decay of the moving average of the weights, which is what validates and ships; 0: the weights themselves."""
 
