@@ -35,7 +35,7 @@ class ValidateSettings:
     images: int = 64
     """Most samples of each validation set that are used."""
     strips: int = 4
-    """Samples shown as noisy | denoised | reference."""
+    """Samples shown as noisy | denoised | reference, spread over those used."""
 
     def __post_init__(self) -> None:
         for name, smallest in (("every", 1), ("images", 1), ("strips", 0)):
@@ -91,17 +91,18 @@ class Validation:
 
         Returns:
             `SET/noisy_psnr`, `SET/psnr` in dB, `SET/ssim`, `SET/lpips`, means over the samples and equal on all ranks;
-            and for rank 0 the first samples of each set.
+            and for rank 0 some samples spread over each set.
 
         """
         values: dict[str, float] = {}
         strips: Strips = {}
         for name, index in self.sets.items():
             count = min(len(index), self.settings.images)
+            spread = {count * k // self.settings.strips for k in range(self.settings.strips)}
             sums, strips[name], refusal = torch.zeros(4, dtype=torch.float64), [], None
             try:
                 for number in range(count):
-                    shown = backend.main and number < self.settings.strips
+                    shown = backend.main and number in spread
                     counted = number % backend.world_size == backend.rank
                     if shown or counted:
                         noisy, reference = self._pair(index, number)
