@@ -70,17 +70,15 @@ def precision(rounds: int, width: int, crop: int, batch: int) -> None:
     """Time a training step with each of bf16, channels_last and compile on and off, against all off."""
     set_threads()
     combinations = list(itertools.product(("fp32", "bf16"), (False, True), ("off", "on")))
-    ways = {}
-    for number_format, channels_last, compiled in combinations:
-        chosen = TrainSettings(precision=number_format, channels_last=channels_last, compile=compiled)
-        ways[number_format, channels_last, compiled] = _Bare(
-            ModelSettings(width=width), LossSettings(), crop, batch, chosen
-        )
-        ways[number_format, channels_last, compiled].step()
     times: dict[tuple[str, bool, str], list[float]] = {key: [] for key in combinations}
     for _ in range(rounds):
-        for key, bare in ways.items():
-            times[key].append(_seconds(bare.step, 1))
+        for key in combinations:
+            number_format, channels_last, compiled = key
+            chosen = TrainSettings(precision=number_format, channels_last=channels_last, compile=compiled)
+            torch.compiler.reset()  # the graphs of all combinations together are more than dynamo keeps
+            bare = _Bare(ModelSettings(width=width), LossSettings(), crop, batch, chosen)
+            bare.step()
+            times[key].append(_seconds(bare.step, 2))
     reference = times["fp32", False, "off"]
     print(f"precision: width {width}, {batch} crops of {crop}, default loss; speed against fp32 contiguous")
     for (number_format, channels_last, compiled), seconds in times.items():

@@ -56,11 +56,15 @@ class Image:
         return (self.pixels.astype(np.float32) - np.float32(self.black)) / np.float32(self.white - self.black)
 
     def with_normalised(self, values: np.ndarray) -> Image:
-        """Return an image of the same type and range from float32 values [H, W, C] with white at 1."""
-        values = values * np.float32(self.white - self.black) + np.float32(self.black)
+        """Return an image of the same type and range from float32 values [H, W, C] with white at 1.
+
+        `values` are overwritten: large images should not be in memory twice.
+        """
+        values *= np.float32(self.white - self.black)
+        values += np.float32(self.black)
         if self.pixels.dtype != np.float32:
-            values = np.clip(np.rint(values), 0, full_scale(self.pixels.dtype)).astype(self.pixels.dtype)
-        return Image(values, self.black, self.white)
+            np.clip(np.rint(values, out=values), 0, full_scale(self.pixels.dtype), out=values)
+        return Image(values.astype(self.pixels.dtype, copy=False), self.black, self.white)
 
 
 def full_scale(dtype: np.dtype) -> float:

@@ -44,7 +44,7 @@ def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Ada
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, fused=decayed[0].is_cuda)
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
 
 
 def learning_rate(settings: OptimSettings, step: int, steps: int) -> float:

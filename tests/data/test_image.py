@@ -187,13 +187,13 @@ def test_normalised_values_are_not_clipped_and_go_back_exactly() -> None:
     assert values.min() < 0
     assert values.max() > 1
     np.testing.assert_allclose(values, (pixels.astype(np.float64) - 1000) / 49000, atol=1e-6)
-    np.testing.assert_array_equal(wrapped.with_normalised(values).pixels, pixels)
+    np.testing.assert_array_equal(wrapped.with_normalised(values.copy()).pixels, pixels)
 
 
 def test_integer_results_are_rounded_and_clipped_and_float_ones_are_not() -> None:
     values = np.array([[[-1.0], [0.5019], [2.0]]], np.float32)
-    assert Image.from_array(np.zeros((1, 3), np.uint8)).with_normalised(values).pixels.ravel().tolist() == [0, 128, 255]
-    floats = Image.from_array(np.zeros((1, 3), np.float32), white=10.0).with_normalised(values).pixels
+    assert Image.from_array(np.zeros((1, 3), np.uint8)).with_normalised(values.copy()).pixels.ravel().tolist() == [0, 128, 255]
+    floats = Image.from_array(np.zeros((1, 3), np.float32), white=10.0).with_normalised(values.copy()).pixels
     np.testing.assert_allclose(floats.ravel(), [-10, 5.019, 20], rtol=1e-6)
 
 
