@@ -1,4 +1,4 @@
-"""Denoise a file or a folder of images of any size; PNG and TIFF keep their bit depth.
+"""Denoise a file or a folder of images of any size, every frame of a stack; the bit depth is kept.
 
 python launch/denoise.py --run runs/gaussian25 noisy/ denoised/
 python launch/denoise.py --run best.safetensors frame.tif clean.tif --black 256 --white 4095
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="image, or folder of images")
     parser.add_argument("destination", type=Path, help="file or folder to write")
     parser.add_argument("--black", type=float, help="value that means no light, as when the shards were built (0)")
-    parser.add_argument("--white", type=float, help="value that means full light (the type's largest; float: 1)")
+    parser.add_argument("--white", type=float, help="value that means full light (the type's largest)")
     arguments = parser.parse_args()
 
     from n2n_dist.inference.files import denoise_files

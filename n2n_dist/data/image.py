@@ -1,24 +1,21 @@
-"""Read and write image files without losing bit depth: PNG, TIFF and JPEG; uint8, uint16, float32."""
+"""Images with their value range: read from files, written to files and to the members of shards."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import tifffile
 
+from n2n_dist.data.formats import MAX_CHANNELS, SUFFIXES, Range, damage_refused, full_range, open_frames
 from n2n_dist.errors import Refusal
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-MAX_PIXELS = 1 << 29
-"""Larger than any sensor or mosaic that fits into memory here; a file that claims more is refused."""
-
-PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses at twice this number
+PERCENTILES = (0, 1, 50, 99, 100)
 
 
 @dataclass
@@ -43,10 +40,11 @@ class Image:
         pixels = array[..., None] if array.ndim == 2 else array
         if array.dtype not in (np.uint8, np.uint16, np.float32):
             raise Refusal(f"an image of type {array.dtype}: convert it to uint8, uint16 or float32")
-        if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or 0 in pixels.shape:
+        if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= MAX_CHANNELS or 0 in pixels.shape:
             raise Refusal(f"an image of shape {array.shape}: give [H, W] or [H, W, C] with 1 to 4 channels")
-        black = 0.0 if black is None else black
-        white = full_scale(array.dtype) if white is None else white
+        lowest, highest = full_range(array.dtype) or (0.0, 1.0)
+        black = lowest if black is None else black
+        white = highest if white is None else white
         if not white > black:
             raise Refusal(f"white level {white:g} is not above black level {black:g}")
         return cls(pixels, black, white)
@@ -62,14 +60,9 @@ class Image:
         """
         values *= np.float32(self.white - self.black)
         values += np.float32(self.black)
-        if self.pixels.dtype != np.float32:
-            np.clip(np.rint(values, out=values), 0, full_scale(self.pixels.dtype), out=values)
+        if limits := full_range(self.pixels.dtype):
+            np.clip(np.rint(values, out=values), *limits, out=values)
         return Image(values.astype(self.pixels.dtype, copy=False), self.black, self.white)
-
-
-def full_scale(dtype: np.dtype) -> float:
-    """Return the largest value of an integer type, or 1 for a float type."""
-    return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -88,46 +81,53 @@ def find_images(folder: Path) -> list[Path]:
     return files
 
 
-def read_image(path: Path, black: float | None = None, white: float | None = None) -> Image:
-    """Read an image file; a PNG's palette becomes RGB, a JPEG's orientation tag is followed.
+def read_frames(path: Path, black: float | None = None, white: float | None = None) -> list[Image]:
+    """Read every frame of an image file; the range given goes over that of its type or metadata.
 
     Raises:
-        Refusal: the file cannot be read, is too large, or holds an unsupported kind of image.
+        Refusal: the file cannot be read, is too large, holds an unsupported kind of image, or floating-point values
+            whose range nobody gave.
 
     """
     try:
-        return Image.from_array(decode(path.read_bytes(), path.suffix), black, white)
+        with path.open("rb") as file:
+            frames, known = open_frames(file, path.suffix).read()
+        if known is None and white is None:
+            raise Refusal(f"which value is white? Give --white (and --black); values are {_percentiles(frames)}")
+        black, white = _range(known, black, white)
+        return [Image.from_array(frame, black, white) for frame in frames]
     except Refusal as refusal:
         raise Refusal(f"{path}: {refusal}") from None
     except OSError as error:
         raise Refusal(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def decode(data: bytes, suffix: str) -> np.ndarray:
-    """Decode the bytes of a file by its suffix to [H, W] or [H, W, C].
+def read_image(path: Path, black: float | None = None, white: float | None = None) -> Image:
+    """Read a file of one frame.
 
     Raises:
-        Refusal: the bytes are damaged, too large or of an unsupported kind.
+        Refusal: as for `read_frames`, or there are several.
 
     """
-    try:
-        match suffix.lower():
-            case ".npy":
-                array = np.load(io.BytesIO(data), allow_pickle=False)
-                if not array.flags.c_contiguous:  # `read_pixels` takes rows out of the file
-                    raise Refusal("an array in Fortran order; save numpy.ascontiguousarray of it")
-                return array
-            case ".tif" | ".tiff":
-                return _decode_tiff(data)
-            case ".png" if data[24:25] == b"\x10":  # bit depth 16, which Pillow would cut to 8 in colour
-                _check_size(int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big"))
-                return imagecodecs.png_decode(data)
-            case _:
-                return _decode_pillow(data)
-    except Refusal:
-        raise
-    except Exception as error:  # each library has its own kinds of error for damaged bytes
-        raise Refusal(f"damaged or not an image ({type(error).__name__}: {error})") from None
+    frames = read_frames(path, black, white)
+    if len(frames) != 1:
+        raise Refusal(f"{path}: holds {len(frames)} frames; save each as a file of its own")
+    return frames[0]
+
+
+def decode(data: bytes, suffix: str) -> np.ndarray:
+    """Decode the bytes of a member of a shard to [H, W] or [H, W, C].
+
+    Raises:
+        Refusal: the bytes are damaged, too large, of an unsupported kind, or several frames.
+
+    """
+    if suffix.lower() == ".npy":
+        return _decode_npy(data)
+    frames, _ = open_frames(io.BytesIO(data), suffix).read()
+    if len(frames) != 1:
+        raise Refusal(f"holds {len(frames)} frames; a member is one image")
+    return frames[0]
 
 
 def encode(pixels: np.ndarray, suffix: str) -> bytes:
@@ -141,11 +141,9 @@ def encode(pixels: np.ndarray, suffix: str) -> bytes:
     buffer = io.BytesIO()
     match suffix.lower():
         case ".npy":
-            np.save(buffer, np.ascontiguousarray(pixels))
+            return _encode_npy(pixels)
         case ".tif" | ".tiff":
-            photometric = "rgb" if pixels.shape[2] >= 3 else "minisblack"
-            layout = "contig" if pixels.shape[2] > 1 else None
-            tifffile.imwrite(buffer, squeezed, photometric=photometric, compression="zlib", planarconfig=layout)
+            return _encode_tiff([pixels])
         case ".png" if pixels.dtype == np.float32:
             raise Refusal("PNG cannot hold float32; use TIFF or NPY")
         case ".png" if pixels.dtype == np.uint16:
@@ -155,13 +153,31 @@ def encode(pixels: np.ndarray, suffix: str) -> bytes:
         case ".png":
             PIL.Image.fromarray(squeezed).save(buffer, "PNG", optimize=True)
         case _:
-            raise Refusal(f"cannot write {suffix} without loss; use .png or .tif")
+            raise Refusal(f"cannot write {suffix} without loss; use .png, .tif or .npy")
     return buffer.getvalue()
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
     """Write [H, W, C] losslessly by the file's suffix, through a temporary file."""
-    data = encode(pixels, path.suffix)
+    write_frames(path, [pixels])
+
+
+def write_frames(path: Path, frames: Sequence[np.ndarray]) -> None:
+    """Write one or several frames [H, W, C] losslessly by the file's suffix, through a temporary file.
+
+    Raises:
+        Refusal: the format cannot hold them, or the file cannot be written.
+
+    """
+    suffix = path.suffix.lower()
+    if len(frames) == 1:
+        data = encode(frames[0], suffix)
+    elif suffix in (".tif", ".tiff"):
+        data = _encode_tiff(frames)
+    elif suffix == ".npy":
+        data = _encode_npy(np.stack(frames))
+    else:
+        raise Refusal(f"{path}: {suffix} holds one frame, not {len(frames)}; use .tif or .npy")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
@@ -171,31 +187,41 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
         raise Refusal(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
 
 
-def _decode_pillow(data: bytes) -> np.ndarray:
-    with PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as opened:
-        image = PIL.ImageOps.exif_transpose(opened)
-        if image.mode == "P":
-            image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-        elif image.mode in ("1", "CMYK"):
-            image = image.convert("L" if image.mode == "1" else "RGB")
-        return np.asarray(image)
+def _encode_npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array))
+    return buffer.getvalue()
 
 
-def _decode_tiff(data: bytes) -> np.ndarray:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        if len(file.pages) != 1:
-            raise Refusal(f"a TIFF of {len(file.pages)} pages; save each page as a file of its own")
-        kind = tifffile.PHOTOMETRIC(file.pages.first.photometric).name
-        if kind not in ("MINISBLACK", "RGB", "YCBCR"):
-            raise Refusal(f"a TIFF of kind {kind}; save it as grey or RGB")
-        series = file.series[0]
-        _check_size(series.size)
-        array = series.asarray()
-    if array.ndim == 3 and series.axes.startswith("S"):
-        array = np.moveaxis(array, 0, -1)
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+def _encode_tiff(frames: Sequence[np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, bigtiff=sum(frame.nbytes for frame in frames) >= 1 << 31) as file:
+        for frame in frames:
+            channels = frame.shape[2]
+            file.write(
+                frame[..., 0] if channels == 1 else frame,
+                photometric="rgb" if channels >= 3 else "minisblack",
+                planarconfig="contig" if channels > 1 else None,
+                compression="zlib",
+            )
+    return buffer.getvalue()
 
 
-def _check_size(values: int) -> None:
-    if values > MAX_PIXELS:
-        raise Refusal(f"claims {values:,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")
+def _decode_npy(data: bytes) -> np.ndarray:
+    with damage_refused():
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    if not array.flags.c_contiguous:  # rows are taken out of the file
+        raise Refusal("an array in Fortran order; save numpy.ascontiguousarray of it")
+    return array
+
+
+def _range(known: Range | None, black: float | None, white: float | None) -> Range:
+    lowest, highest = known or (0.0, 1.0)
+    return lowest if black is None else black, highest if white is None else white
+
+
+def _percentiles(frames: Sequence[np.ndarray]) -> str:
+    values = np.concatenate([frame.ravel()[:: max(1, frame.size // 100_000)] for frame in frames])
+    return ", ".join(
+        f"{q}%: {value:g}" for q, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
+    )

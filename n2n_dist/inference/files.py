@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from n2n_dist.data.image import find_images, read_image, write_image
+from n2n_dist.data.image import find_images, read_frames, write_frames
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_image
 from n2n_dist.model.weights import load_model
+
+SUFFIX = {
+    ".jpg": ".png",  # a lossy result would add new artefacts
+    ".jpeg": ".png",
+    ".npz": ".npy",
+    ".fits": ".tif",
+    ".fit": ".tif",
+    ".fts": ".tif",
+    ".dcm": ".tif",
+}
+"""What results are written as, where not in the format of the source."""
 
 
 def denoise_files(
@@ -17,10 +28,9 @@ def denoise_files(
     black: float | None,
     white: float | None,
 ) -> None:
-    """Denoise a file, or every image below a folder, keeping names, bit depth and type.
+    """Denoise a file, or every image below a folder, keeping names, bit depth and type; every frame of a stack.
 
-    A destination without suffix is a folder. JPEG files are written as PNG: a lossy result would add new artefacts.
-    Nothing is written over.
+    A destination without suffix is a folder. Nothing is written over.
 
     Raises:
         Refusal: no weights, no images, an output that exists already, or, after all other files are done,
@@ -29,13 +39,12 @@ def denoise_files(
     """
     model = load_model(weights)
     if source.is_dir():
-        outputs = {path: destination / path.relative_to(source) for path in find_images(source)}
+        outputs = {path: _output(destination / path.relative_to(source)) for path in find_images(source)}
     elif source.is_file():
         folder = destination.is_dir() or not destination.suffix
-        outputs = {source: destination / source.name if folder else destination}
+        outputs = {source: _output(destination / source.name if folder else destination)}
     else:
         raise Refusal(f"{source}: no such file or folder")
-    outputs = {path: _lossless(output) for path, output in outputs.items()}
     for output in outputs.values():
         if output.exists():
             raise Refusal(f"{output}: exists already; remove it or choose another destination")
@@ -44,7 +53,8 @@ def denoise_files(
     failed = []
     for path, output in outputs.items():
         try:
-            write_image(output, denoise_image(model, read_image(path, black, white)).pixels)
+            frames = read_frames(path, black, white)
+            write_frames(output, [denoise_image(model, frame).pixels for frame in frames])
             print(f"{path} -> {output}")
         except Refusal as refusal:
             failed.append(str(refusal) if str(path) in str(refusal) else f"{path}: {refusal}")
@@ -53,5 +63,5 @@ def denoise_files(
         raise Refusal(f"{len(failed)} of {len(outputs)} images were not denoised, the first: {failed[0]}")
 
 
-def _lossless(path: Path) -> Path:
-    return path.with_suffix(".png") if path.suffix.lower() in (".jpg", ".jpeg") else path
+def _output(path: Path) -> Path:
+    return path.with_suffix(SUFFIX.get(path.suffix.lower(), path.suffix))

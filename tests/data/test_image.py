@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from images import random_pixels
 
-from n2n_dist.data import image
+from n2n_dist.data import formats
 from n2n_dist.data.image import Image, decode, encode, find_images, read_image, write_image
 from n2n_dist.errors import Refusal
 
@@ -149,7 +149,7 @@ def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_file_that_claims_to_be_huge_is_refused_before_memory_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "MAX_PIXELS", 100)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 100)
     for data, suffix in (
         (encode(random_pixels((16, 16, 3), np.uint16), ".png"), ".png"),
         (encode(random_pixels((16, 16, 3), np.uint16), ".tif"), ".tif"),
@@ -192,7 +192,11 @@ def test_normalised_values_are_not_clipped_and_go_back_exactly() -> None:
 
 def test_integer_results_are_rounded_and_clipped_and_float_ones_are_not() -> None:
     values = np.array([[[-1.0], [0.5019], [2.0]]], np.float32)
-    assert Image.from_array(np.zeros((1, 3), np.uint8)).with_normalised(values.copy()).pixels.ravel().tolist() == [0, 128, 255]
+    assert Image.from_array(np.zeros((1, 3), np.uint8)).with_normalised(values.copy()).pixels.ravel().tolist() == [
+        0,
+        128,
+        255,
+    ]
     floats = Image.from_array(np.zeros((1, 3), np.float32), white=10.0).with_normalised(values.copy()).pixels
     np.testing.assert_allclose(floats.ravel(), [-10, 5.019, 20], rtol=1e-6)
 

@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 from images import random_pixels
 
-from n2n_dist.data.image import read_image, write_image
+from n2n_dist.data.image import read_frames, read_image, write_frames, write_image
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.files import denoise_files
 
@@ -25,7 +25,7 @@ def test_names_bit_depth_and_type_are_kept(
     images = {
         "a.png": random_pixels((20, 30, 3), np.uint8),
         "b.png": random_pixels((7, 9, 3), np.uint16),
-        "sub/c.tif": random_pixels((1, 1, 3), np.float32),
+        "sub/c.tif": random_pixels((1, 1, 3), np.uint8),
         "sub/d.tiff": random_pixels((33, 65, 3), np.uint16),
     }
     for name, pixels in images.items():
@@ -44,6 +44,22 @@ def test_levels_set_the_range(tmp_path: Path, make_weights: Callable[..., Path])
     write_image(tmp_path / "a.png", np.full((8, 8, 1), 5000, np.uint16))
     run(make_weights(1, offset=0.1), tmp_path / "a.png", tmp_path / "b.png", black=1000, white=11000)
     assert (read_image(tmp_path / "b.png").pixels == 4000).all()
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+def test_every_frame_of_a_stack_is_denoised(tmp_path: Path, make_weights: Callable[..., Path], suffix: str) -> None:
+    frames = [random_pixels((9, 7, 3), np.float32, seed) for seed in range(3)]
+    write_frames(tmp_path / f"a{suffix}", frames)
+    run(make_weights(), tmp_path / f"a{suffix}", tmp_path / f"b{suffix}", white=1.0)
+    for found, frame in zip(read_frames(tmp_path / f"b{suffix}", white=1.0), frames, strict=True):
+        np.testing.assert_allclose(found.pixels, frame, atol=1e-6)
+
+
+def test_float_image_without_a_range_is_refused(tmp_path: Path, make_weights: Callable[..., Path]) -> None:
+    write_image(tmp_path / "a.tif", random_pixels((9, 7, 3), np.float32))
+    with pytest.raises(Refusal, match=r"a\.tif.*--white"):
+        run(make_weights(), tmp_path / "a.tif", tmp_path / "b.tif")
+    assert not (tmp_path / "b.tif").exists()
 
 
 def test_jpeg_becomes_png(tmp_path: Path, make_weights: Callable[..., Path]) -> None:
