@@ -11,8 +11,9 @@ import pytest
 import torch
 from images import random_pixels
 
-from n2n_dist.data.build import Options, build
+from n2n_dist.data.build import build
 from n2n_dist.data.image import write_image
+from n2n_dist.data.plan import Options
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.model.weights import save_model
 

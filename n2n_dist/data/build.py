@@ -1,199 +1,238 @@
-"""Build shards: a folder of images, or of scenes with several captures, cut into tiles."""
+"""Build shards: scenes are cut into tiles, and the tiles dealt over tars, by any number of parts and jobs.
+
+A group of scenes (see `n2n_dist.data.plan`) is the unit of work. Until all are done, they stand in
+DESTINATION.partial, and a build that was ended goes on with the groups that are missing.
+"""
 
 from __future__ import annotations
 
-import itertools
+import functools
 import json
+import multiprocessing
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import webdataset
 
-from n2n_dist.data.image import SUFFIXES, Image, encode, find_images, read_image
-from n2n_dist.data.shard import write_index
+from n2n_dist.data.image import Image, encode, read_frames
+from n2n_dist.data.order import permutation
+from n2n_dist.data.plan import BUILDING, Group, Options, Plan, Report, make_plan, origins, read_plan
+from n2n_dist.data.scenes import Scene
+from n2n_dist.data.shard import Shard, index_tar, write_json, write_list
 from n2n_dist.errors import Refusal
 
-VALIDATION = "validation"
+Sample = dict[str, str | bytes]
 
 
-@dataclass
-class Options:
-    """How images become tiles and tiles become tars."""
-
-    captures: bool = False
-    """Whether every folder below the source is one scene, and its images are captures of it."""
-    tile: int = 256
-    """Largest height and width of a tile in pixels; tiles of a larger image cover it and may overlap."""
-    encoding: str = "npy"
-    """`npy`: uncompressed, crops are read without decoding; `png`: about half the size, 8 and 16 bit only."""
-    shard_samples: int = 512
-    """Samples in one tar."""
-    black: float | None = None
-    """Value that means no light; default 0."""
-    white: float | None = None
-    """Value that means full light; default the largest value of the type. Float images need it."""
-    holdout: int = 0
-    """Scenes kept out of training and written to DESTINATION/validation, evenly spread over the source."""
-    max_bad: float = 0.05
-    """Largest share of unreadable scenes; one is always tolerated."""
-
-
-@dataclass
-class Report:
-    """What was built."""
-
-    allowed: int
-    """Scenes that may be skipped."""
-    scenes: int = 0
-    tiles: int = 0
-    bad: list[str] = field(default_factory=list)
-    """One message for each scene that was skipped."""
-
-
-def build(source: Path, destination: Path, options: Options, warn: Callable[[str], None] = print) -> Report:
+def build(
+    source: Path,
+    destination: Path,
+    options: Options,
+    part: tuple[int, int] | None = None,
+    jobs: int = 1,
+    warn: Callable[[str], None] = print,
+) -> Report:
     """Cut the images below `source` into tiles and write them as indexed shards.
 
-    An image that cannot be read is named and skipped. The result appears under its final name
-    only when it is complete, and is byte-identical for the same files, settings and library versions.
+    A scene that cannot be read is named and skipped. The result appears under its final name only when it is
+    complete, and is byte-identical for the same files, settings and library versions, whatever `part` and `jobs`.
+
+    Args:
+        source: folder of image files.
+        destination: new folder.
+        options: how.
+        part: (I, N) builds the I-th of N disjoint parts, I from 1; `merge` makes the shards of all of them.
+        jobs: processes that read and cut images.
+        warn: called with a line for each scene that is skipped.
 
     Raises:
-        Refusal: no image, too many unreadable ones, or `destination` exists.
+        Refusal: no image, too many unreadable scenes, or `destination` exists; an unfinished build of other files or
+            settings stands in its place.
 
     """
-    _check(options)
-    scenes = _find_scenes(source, options.captures)
     if destination.exists():
         raise Refusal(f"{destination}: exists already; remove it or choose another folder")
-    if not 0 <= options.holdout < len(scenes):
-        raise Refusal(f"--holdout {options.holdout}: must be 0 or more and below the {len(scenes)} scenes of {source}")
-    held_out = {len(scenes) * k // options.holdout for k in range(options.holdout)}
-    train = [scene for number, scene in enumerate(scenes) if number not in held_out]
-    validation = [scenes[number] for number in sorted(held_out)]
+    if jobs < 1:
+        raise Refusal(f"--jobs {jobs}: must be 1 or more")
     partial = destination.with_name(destination.name + ".partial")
-    if partial.exists():
-        raise Refusal(f"{partial}: exists, perhaps left by a build that was ended; remove it")
-    report = Report(allowed=max(1, int(options.max_bad * len(scenes))))
+    plan = make_plan(source, partial, options)
+    for message in plan.report.bad:
+        warn(f"skipped: {message}")
+    number, count = part or (1, 1)
+    report = Report()
     try:
-        _write(train, source, partial, options, report, warn)
-        if validation:
-            _write(validation, source, partial / VALIDATION, options, report, warn)
-        partial.rename(destination)
+        for group in plan.groups[number - 1 :: count]:
+            if not _done(partial, group).is_file():
+                _write_group(source, partial, group, options, jobs, warn)
+            _add(report, _done(partial, group))
+            _check_bad(source, len(plan.report.bad) + len(report.bad), plan)
+        return report if part else merge(destination)
     except OSError as error:
-        raise Refusal(f"{destination}: cannot be written ({error.strerror or error}); choose another folder") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return report
+        raise Refusal(f"{partial}: cannot be written ({error.strerror or error}); choose another folder") from None
+    except Refusal:
+        if not part:  # parts that others build stay
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
-def _write(
-    scenes: Sequence[Sequence[Path]],
-    source: Path,
-    folder: Path,
-    options: Options,
-    report: Report,
-    warn: Callable[[str], None],
+def merge(destination: Path) -> Report:
+    """Make the shards of a folder out of the finished parts of its build.
+
+    Raises:
+        Refusal: a part is missing, or too much was unreadable.
+
+    """
+    partial = destination.with_name(destination.name + ".partial")
+    plan = read_plan(partial)
+    missing = [group for group in plan.groups if not _done(partial, group).is_file()]
+    if missing:
+        raise Refusal(
+            f"{partial}: {len(missing)} of {len(plan.groups)} groups are not built yet; run every --part I/N to its "
+            "end, each with the settings of the others"
+        )
+    shards: dict[str, list[Shard]] = {}
+    for group in plan.groups:
+        shards.setdefault(group.folder, []).extend(_add(plan.report, _done(partial, group)))
+    _check_bad(partial, len(plan.report.bad), plan)
+    if not shards or not all(shards.values()):
+        raise Refusal(f"{partial}: no usable image; the messages of its build say why, the first: {plan.report.bad[0]}")
+    for folder, found in shards.items():
+        write_list(partial / folder, found)
+    partial.rename(destination)
+    shutil.rmtree(destination / BUILDING)
+    return plan.report
+
+
+def _check_bad(where: Path, bad: int, plan: Plan) -> None:
+    if bad > plan.allowed:
+        raise Refusal(
+            f"{where}: {bad} unreadable scenes, more than the {plan.allowed} that --max-bad allows; repair or remove "
+            "the files named above, or raise the limit"
+        )
+
+
+def _write_group(
+    source: Path, partial: Path, group: Group, options: Options, jobs: int, warn: Callable[[str], None]
 ) -> None:
-    folder.mkdir(parents=True)
-    samples = _samples(scenes, source, options, report, warn)
-    shard = 0
-    while chunk := list(itertools.islice(samples, options.shard_samples)):
-        name = str(folder / f"shard-{shard:06d}.tar")
-        # fixed owner, mode and time: the same tiles give the same bytes
-        with webdataset.TarWriter(name, user="n2n", group="n2n", mode=0o644, mtime=0, encoder=False) as writer:
-            for sample in chunk:
-                writer.write(sample)
-        shard += 1
-    if not shard:
-        raise Refusal(f"{source}: no usable image; the messages above say why")
-    write_index(folder)
+    names = [f"shard-{group.first_shard + number:06d}.tar" for number in range(group.shards)]
+    tiles = sum(group.tiles)
+    places = permutation(tiles, f"tiles/{group.number}") * group.shards // tiles
+    report = Report()
+    work = Path(tempfile.mkdtemp(dir=partial / BUILDING))
+    try:
+        with ExitStack() as stack:
+            # fixed owner, mode and time: the same tiles give the same bytes
+            fixed = {"user": "n2n", "group": "n2n", "mode": 0o644, "mtime": 0, "encoder": False}
+            writers = [stack.enter_context(webdataset.TarWriter(str(work / name), **fixed)) for name in names]
+            filled, start = set(), 0
+            for tiles, cut in zip(group.tiles, _cut_all(source, group, options, jobs), strict=True):
+                if isinstance(cut, str):
+                    warn(f"skipped: {cut}")
+                    report.bad.append(cut)
+                else:
+                    report.scenes += 1
+                    report.tiles += tiles
+                    for sample, place in zip(cut, places[start : start + tiles], strict=True):
+                        writers[place].write(sample)
+                        filled.add(place)
+                start += tiles
+        shards = [index_tar(work / names[place]) for place in sorted(filled)]
+        (partial / group.folder).mkdir(exist_ok=True)
+        for shard in shards:
+            for path in work.glob(f"{Path(shard.name).stem}.*"):
+                path.replace(partial / group.folder / path.name)
+        write_json(_done(partial, group), {"shards": [asdict(shard) for shard in shards], **asdict(report)})
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def _samples(
-    scenes: Sequence[Sequence[Path]],
-    source: Path,
-    options: Options,
-    report: Report,
-    warn: Callable[[str], None],
-) -> Iterator[dict[str, str | bytes]]:
-    for number, files in enumerate(scenes):
-        try:
-            images = _read_scene(files, options)
-        except Refusal as refusal:
-            report.bad.append(str(refusal))
-            warn(f"skipped: {refusal}")
-            if len(report.bad) > report.allowed:
-                raise Refusal(
-                    f"{source}: {len(report.bad)} unreadable scenes, more than --max-bad {options.max_bad:g} of all; "
-                    "repair or remove the files named above, or raise the limit"
-                ) from None
-            continue
-        report.scenes += 1
-        name = files[0].relative_to(source)
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", str((name.parent if options.captures else name).with_suffix("")))[-48:]
-        height, width, _ = images[0].pixels.shape
-        for top in _origins(height, options.tile):
-            for left in _origins(width, options.tile):
-                report.tiles += 1
+def _done(partial: Path, group: Group) -> Path:
+    """Return the file that says that a group is finished, and what it holds."""
+    return partial / BUILDING / f"group-{group.number:06d}.json"
+
+
+def _add(report: Report, done: Path) -> list[Shard]:
+    """Add a finished group to the report; return its shards."""
+    record = json.loads(done.read_text())
+    report.scenes += record["scenes"]
+    report.tiles += record["tiles"]
+    report.bad += record["bad"]
+    return [Shard(**shard) for shard in record["shards"]]
+
+
+def _cut_all(source: Path, group: Group, options: Options, jobs: int) -> Iterator[list[Sample] | str]:
+    """Cut the scenes of a group in `jobs` processes; a scene that cannot be read gives why."""
+    if jobs == 1:
+        for number, scene in group.scenes:
+            yield _cut(source, number, scene, options)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context) as pool:
+        waiting: deque[Future[list[Sample] | str]] = deque()
+        for number, scene in group.scenes:
+            waiting.append(pool.submit(_cut, source, number, scene, options))
+            if len(waiting) > 2 * jobs:  # no more in memory than keeps all busy
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _cut(source: Path, number: int, scene: Scene, options: Options) -> list[Sample] | str:
+    try:
+        images = _read_scene(source, scene, options)
+        names = [*map(str, range(len(scene.captures))), *(["clean"] if scene.clean else [])]
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", scene.name.rpartition(".")[0] or scene.name)[-48:].strip("-")
+        samples = []
+        for top in origins(scene.size[0], options.tile):
+            for left in origins(scene.size[1], options.tile):
                 about = {
-                    "source": str(name),
+                    "source": scene.captures[0].file,
+                    "scene": scene.name,
                     "top": top,
                     "left": left,
                     "black": images[0].black,
                     "white": images[0].white,
                     "bit_depth": images[0].pixels.dtype.itemsize * 8,
                 }
-                sample: dict[str, str | bytes] = {
-                    "__key__": f"{number:06d}-{slug.strip('-')}-{top:05d}-{left:05d}",
+                sample: Sample = {
+                    "__key__": f"{number:06d}-{slug}-{top:05d}-{left:05d}",
                     "json": json.dumps(about, sort_keys=True).encode(),
                 }
-                for capture, image in enumerate(images):
+                for name, image in zip(names, images, strict=True):
                     pixels = image.pixels[top : top + options.tile, left : left + options.tile]
-                    sample[f"{capture}.{options.encoding}"] = encode(pixels, f".{options.encoding}")
-                yield sample
+                    sample[f"{name}.{options.encoding}"] = encode(pixels, f".{options.encoding}")
+                samples.append(sample)
+    except Refusal as refusal:
+        return str(refusal)
+    return samples
 
 
-def _read_scene(files: Sequence[Path], options: Options) -> list[Image]:
-    if options.captures and len(files) < 2:
-        raise Refusal(f"{files[0]}: the only capture of its scene; a pair needs two or more in {files[0].parent}")
-    images = [read_image(file, options.black, options.white) for file in files]
-    for file, image in zip(files, images, strict=True):
-        pixels, first = image.pixels, images[0].pixels
-        if pixels.shape != first.shape or pixels.dtype != first.dtype:
+def _read_scene(source: Path, scene: Scene, options: Options) -> list[Image]:
+    """Read the captures of a scene and, last, its clean reference, which must agree."""
+    frames = [*scene.captures, *([scene.clean] if scene.clean else [])]
+    images = [_read(source / frame.file, options.black, options.white)[frame.number] for frame in frames]
+    for frame, image in zip(frames, images, strict=True):
+        found, first = image.pixels, images[0].pixels
+        if found.shape != first.shape or found.dtype != first.dtype or found.shape[:2] != scene.size:
             raise Refusal(
-                f"{file} is {pixels.shape} {pixels.dtype}, but {files[0]} of the same scene is "
-                f"{first.shape} {first.dtype}; captures of a scene must agree"
+                f"{source / frame.file} is {found.shape} {found.dtype}, but {source / frames[0].file} of the same "
+                f"scene is {first.shape} {first.dtype}; captures of a scene must agree"
             )
-        if pixels.dtype == np.float32 and options.white is None:
-            shares = ", ".join(f"{q}%: {np.percentile(pixels, q):g}" for q in (0, 1, 50, 99, 100))
-            raise Refusal(f"{file}: float data has no range of its own ({shares}); give --white (and --black)")
+        if (image.black, image.white) != (images[0].black, images[0].white):
+            raise Refusal(
+                f"{source / frame.file} ranges from {image.black:g} to {image.white:g}, but "
+                f"{source / frames[0].file} from {images[0].black:g} to {images[0].white:g}; give --black and --white"
+            )
     return images
 
 
-def _find_scenes(source: Path, captures: bool) -> list[list[Path]]:
-    images = find_images(source)
-    if not captures:
-        return [[path] for path in images]
-    if any(path.parent == source for path in images):
-        raise Refusal(f"{source}: images outside a scene folder; --captures folder wants {source}/SCENE/*{SUFFIXES[0]}")
-    folders = sorted({path.parent for path in images})
-    return [[path for path in images if path.parent == folder] for folder in folders]
-
-
-def _origins(length: int, tile: int) -> list[int]:
-    """Spread the fewest tiles that cover `length` evenly."""
-    count = -(-length // tile)
-    return [round(k * (length - tile) / (count - 1)) for k in range(count)] if count > 1 else [0]
-
-
-def _check(options: Options) -> None:
-    if options.encoding not in ("npy", "png"):
-        raise Refusal(f"--encoding {options.encoding}: must be npy or png")
-    for name, value, smallest in (("tile", options.tile, 16), ("shard-samples", options.shard_samples, 1)):
-        if value < smallest:
-            raise Refusal(f"--{name} {value}: must be {smallest} or more")
-    if not 0 < options.max_bad <= 1:
-        raise Refusal(f"--max-bad {options.max_bad:g}: must be above 0 and at most 1")
+@functools.lru_cache(maxsize=3)  # a pair of neighbours and their reference: the next pair shares two of them
+def _read(path: Path, black: float | None, white: float | None) -> list[Image]:
+    return read_frames(path, black, white)

@@ -79,13 +79,14 @@ class Order:
         return numbers
 
     def _permute_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        shards = _permutation(len(self.sizes), f"{self.seed}/{epoch}")
+        shards = permutation(len(self.sizes), f"{self.seed}/{epoch}")
         return shards, np.cumsum(self.sizes[shards])
 
     def _permute_samples(self, epoch: int, shard: int) -> np.ndarray:
-        return _permutation(int(self.sizes[shard]), f"{self.seed}/{epoch}/{shard}")
+        return permutation(int(self.sizes[shard]), f"{self.seed}/{epoch}/{shard}")
 
 
-def _permutation(count: int, name: str) -> np.ndarray:
+def permutation(count: int, name: str) -> np.ndarray:
+    """Return a random permutation of range(count) that only `name` chooses, int64 [count]."""
     words = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), np.uint64)
     return np.argsort(np.random.Philox(key=words).random_raw(count), kind="stable")

@@ -162,8 +162,13 @@ def read_pixels(tar: Path, sample: Sample, member: Member, window: tuple[int, in
     return Image(rows[:, left : left + width], sample.black, sample.white).normalised()
 
 
-def write_index(folder: Path) -> list[Shard]:
+def write_index(folder: Path, black: float | None = None, white: float | None = None) -> list[Shard]:
     """Index every `*.tar` of a folder, whoever wrote it.
+
+    Args:
+        folder: holds the tars.
+        black: value that means no light, for samples whose `KEY.json` does not say; default the type's smallest.
+        white: value that means full light, likewise; default the type's largest. Float images need it.
 
     Raises:
         Refusal: no tar, a damaged tar, or one whose samples cannot be used; names the sample and why.
@@ -174,26 +179,37 @@ def write_index(folder: Path) -> list[Shard]:
         raise Refusal(f"{folder}: no *.tar file to index")
     if (folder / INDEX).is_file() and b'"format"' not in (folder / INDEX).read_bytes()[:20]:
         raise Refusal(f"{folder / INDEX}: not written by this package, and would be replaced; move it away")
-    shards = []
-    for tar in tars:
-        samples = list(_scan(tar))
-        if not samples:
-            raise Refusal(f"{tar}: no sample in it; remove it or build it again")
-        _write_json(tar.with_suffix(MEMBERS), [asdict(sample) for sample in samples])
-        shards.append(
-            Shard(
-                name=tar.name,
-                samples=len(samples),
-                bytes=tar.stat().st_size,
-                sha256=_sha256(tar),
-                channels=sorted({sample.shape[2] for sample in samples}),
-                captures=min(len(sample.captures) for sample in samples),
-                clean=all(sample.clean is not None for sample in samples),
-                smallest=(min(s.shape[0] for s in samples), min(s.shape[1] for s in samples)),
-            )
-        )
-    _write_json(folder / INDEX, {"format": FORMAT, "shards": [asdict(shard) for shard in shards]})
+    shards = [index_tar(tar, black, white) for tar in tars]
+    write_list(folder, shards)
     return shards
+
+
+def index_tar(tar: Path, black: float | None = None, white: float | None = None) -> Shard:
+    """Decode every sample of a tar, write its members beside it, and describe it.
+
+    Raises:
+        Refusal: it is damaged or empty, or a sample cannot be used.
+
+    """
+    samples = list(_scan(tar, black, white))
+    if not samples:
+        raise Refusal(f"{tar}: no sample in it; remove it or build it again")
+    write_json(tar.with_suffix(MEMBERS), [asdict(sample) for sample in samples])
+    return Shard(
+        name=tar.name,
+        samples=len(samples),
+        bytes=tar.stat().st_size,
+        sha256=_sha256(tar),
+        channels=sorted({sample.shape[2] for sample in samples}),
+        captures=min(len(sample.captures) for sample in samples),
+        clean=all(sample.clean is not None for sample in samples),
+        smallest=(min(s.shape[0] for s in samples), min(s.shape[1] for s in samples)),
+    )
+
+
+def write_list(folder: Path, shards: Sequence[Shard]) -> None:
+    """Write the `index.json` of a folder."""
+    write_json(folder / INDEX, {"format": FORMAT, "shards": [asdict(shard) for shard in shards]})
 
 
 def verify(folder: Path) -> None:
@@ -211,7 +227,7 @@ def verify(folder: Path) -> None:
             )
 
 
-def _scan(tar: Path) -> Iterator[Sample]:
+def _scan(tar: Path, black: float | None, white: float | None) -> Iterator[Sample]:
     try:
         with tarfile.open(tar, "r:") as archive, tar.open("rb") as file:
             members: dict[str, dict[str, Member]] = {}
@@ -231,12 +247,14 @@ def _scan(tar: Path) -> Iterator[Sample]:
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile stops at a bad header
                 raise tarfile.ReadError("no end mark after the last readable member")
             for key, sample in members.items():
-                yield _describe(tar, file, key, sample)
+                yield _describe(tar, file, key, sample, black, white)
     except (tarfile.TarError, EOFError) as error:
         raise Refusal(f"{tar}: truncated or not a tar ({error}); copy or build it again") from None
 
 
-def _describe(tar: Path, file: Any, key: str, members: dict[str, Member]) -> Sample:
+def _describe(
+    tar: Path, file: Any, key: str, members: dict[str, Member], black: float | None, white: float | None
+) -> Sample:
     def read(member: Member) -> bytes:
         file.seek(member.offset)
         return bytes(file.read(member.size))
@@ -249,11 +267,12 @@ def _describe(tar: Path, file: Any, key: str, members: dict[str, Member]) -> Sam
     if not captures:
         raise Refusal(f"{tar}: sample {key!r} has no image ({', '.join(members)}); wanted KEY.0.png or KEY.png")
     try:
-        settings = json.loads(read(members["json"])) if "json" in members else {}
-        described = [
-            Image.from_array(decode(read(m), f".{m.extension}"), settings.get("black"), settings.get("white"))
-            for m in (*captures, *([clean] if clean else []))
-        ]
+        settings = {"black": black, "white": white}
+        settings |= json.loads(read(members["json"])) if "json" in members else {}
+        decoded = [decode(read(m), f".{m.extension}") for m in (*captures, *([clean] if clean else []))]
+        if decoded[0].dtype == np.float32 and settings["white"] is None:
+            raise Refusal("float values whose range nobody says; give --white (and --black)")
+        described = [Image.from_array(array, settings["black"], settings["white"]) for array in decoded]
     except (Refusal, ValueError, TypeError, AttributeError) as error:
         raise Refusal(f"{tar}: sample {key!r}: {error}") from None
     first = described[0].pixels
@@ -351,7 +370,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that is there as a whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n")
     temporary.replace(path)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +9,10 @@ import pytest
 import webdataset
 from images import random_pixels
 
-from n2n_dist.data.build import VALIDATION, Options, build
-from n2n_dist.data.image import write_image
+from n2n_dist.data.build import build, merge
+from n2n_dist.data.image import write_frames, write_image
+from n2n_dist.data.plan import SHARDS, VALIDATION, Options
+from n2n_dist.data.scenes import Grouping
 from n2n_dist.data.shard import Index, read_pixels, verify
 from n2n_dist.errors import Refusal
 
@@ -58,7 +62,7 @@ def test_float_images_need_a_range(tmp_path: Path) -> None:
     write_image(tmp_path / "in" / "a.tif", random_pixels((20, 20, 1), np.float32))
     said: list[str] = []
     with pytest.raises(Refusal, match="no usable image"):
-        build(tmp_path / "in", tmp_path / "out", Options(), said.append)
+        build(tmp_path / "in", tmp_path / "out", Options(), warn=said.append)
     assert "a.tif" in said[0]
     assert "--white" in said[0]
 
@@ -81,7 +85,7 @@ def test_captures_of_a_scene_become_one_sample(tmp_path: Path, count: int) -> No
     for name, captures in scenes.items():
         for number, pixels in enumerate(captures):
             write_image(tmp_path / "in" / name / f"{number}.png", pixels)
-    build(tmp_path / "in", tmp_path / "out", Options(captures=True))
+    build(tmp_path / "in", tmp_path / "out", Options(Grouping("folder")))
     samples = read_all(tmp_path / "out")
     assert len(samples) == 2
     for sample, captures in zip(samples, scenes.values(), strict=True):
@@ -102,7 +106,7 @@ def test_scene_that_gives_no_pairs_is_named_and_skipped(tmp_path: Path, odd: tup
     if odd:
         write_image(tmp_path / "in" / "b" / "1.png", random_pixels(odd))
     said: list[str] = []
-    report = build(tmp_path / "in", tmp_path / "out", Options(captures=True), said.append)
+    report = build(tmp_path / "in", tmp_path / "out", Options(Grouping("folder")), warn=said.append)
     assert report.scenes == len(Index([tmp_path / "out"])) == 2
     assert len(said) == len(report.bad) == 1
     assert f"b/{1 if odd else 0}.png" in said[0]
@@ -113,14 +117,14 @@ def test_images_beside_scene_folders_are_refused(tmp_path: Path) -> None:
     for name in ("a/0", "a/1", "stray"):
         write_image(tmp_path / "in" / f"{name}.png", random_pixels((20, 24, 1)))
     with pytest.raises(Refusal, match="outside a scene folder"):
-        build(tmp_path / "in", tmp_path / "out", Options(captures=True))
+        build(tmp_path / "in", tmp_path / "out", Options(Grouping("folder")))
 
 
 def test_one_unreadable_file_is_skipped_and_counted(tmp_path: Path, write_images: Callable[..., Path]) -> None:
     source = write_images("a.png", "b.png", "c.png")
     (source / "b.png").write_bytes(b"nothing")
     said: list[str] = []
-    report = build(source, tmp_path / "out", Options(), said.append)
+    report = build(source, tmp_path / "out", Options(), warn=said.append)
     assert (report.scenes, len(report.bad)) == (2, 1)
     assert str(source / "b.png") in report.bad[0]
     assert str(source / "b.png") in said[0]
@@ -132,9 +136,9 @@ def test_too_many_unreadable_files_leave_nothing_behind(tmp_path: Path, write_im
     for name in ("b.png", "d.png"):
         (source / name).write_bytes(b"nothing")
     with pytest.raises(Refusal, match=f"{source}: 2 unreadable"):
-        build(source, tmp_path / "out", Options(shard_samples=1), silent)
+        build(source, tmp_path / "out", Options(shard_samples=1), warn=silent)
     assert list(tmp_path.iterdir()) == [source]
-    assert build(source, tmp_path / "out", Options(max_bad=0.5), silent).scenes == 2
+    assert build(source, tmp_path / "out", Options(max_bad=0.5), warn=silent).scenes == 2
 
 
 def test_folder_without_images_is_refused(tmp_path: Path) -> None:
@@ -189,6 +193,119 @@ def test_held_out_scenes_are_spread_and_not_trained_on(tmp_path: Path, write_ima
     for holdout in (-1, 10):
         with pytest.raises(Refusal, match=f"--holdout {holdout}"):
             build(source, tmp_path / "other", Options(holdout=holdout))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+SMALL = {"tile": 16, "shard_samples": 2, "holdout": 2}
+"""Settings that make several groups of a few small images."""
+
+
+@pytest.fixture
+def photos(tmp_path: Path, write_images: Callable[..., Path]) -> Path:
+    """Twelve images, one of which cannot be decoded though its header is sound."""
+    source = write_images(*(f"{number:02d}.png" for number in range(12)))
+    data = (source / "05.png").read_bytes()
+    (source / "05.png").write_bytes(data[: len(data) // 2])
+    return source
+
+
+def test_parts_and_jobs_give_the_bytes_of_a_single_build(tmp_path: Path, photos: Path) -> None:
+    build(photos, tmp_path / "whole", Options(**SMALL), warn=silent)
+    assert len(list((tmp_path / "whole").glob("*.tar"))) > SHARDS
+    whole = tree(tmp_path / "whole")
+    build(photos, tmp_path / "jobs", Options(**SMALL), jobs=3, warn=silent)
+    assert tree(tmp_path / "jobs") == whole
+    reports = []
+    for part in (3, 1, 2):
+        with pytest.raises(Refusal, match=r"not built yet|not an unfinished build"):
+            merge(tmp_path / "parts")
+        reports.append(build(photos, tmp_path / "parts", Options(**SMALL), part=(part, 3), warn=silent))
+    assert not (tmp_path / "parts").exists()
+    report = merge(tmp_path / "parts")
+    assert (report.tiles, report.scenes, len(report.bad)) == (sum(r.tiles for r in reports), 11, 1)
+    assert tree(tmp_path / "parts") == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "jobs", "parts", "whole"]
+
+
+def test_a_tar_holds_tiles_of_many_images(tmp_path: Path, photos: Path) -> None:
+    build(photos, tmp_path / "out", Options(tile=16, shard_samples=24), warn=silent)
+    index = Index([tmp_path / "out"])
+    assert len(index.shards) > 3
+    for shard in index.shards:
+        with tarfile.open(tmp_path / "out" / shard.name) as archive:
+            assert len({member.name[:6] for member in archive}) > 5
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from n2n_dist.data import build as module
+from n2n_dist.data.plan import Options
+names, allowed = ("write_json", "index_tar", "encode"), int(sys.argv[3])
+def counted(function):
+    def call(*arguments):
+        global allowed
+        allowed -= 1
+        if allowed < 0:
+            os.kill(os.getpid(), 9)
+        return function(*arguments)
+    return call
+for name in names:
+    setattr(module, name, counted(getattr(module, name)))
+module.build(Path(sys.argv[1]), Path(sys.argv[2]), Options(tile=16, shard_samples=2, holdout=2), warn=lambda line: None)
+"""
+
+
+def test_a_killed_build_goes_on_and_redoes_no_finished_group(tmp_path: Path, photos: Path) -> None:
+    build(photos, tmp_path / "whole", Options(**SMALL), warn=silent)
+    finished: dict[str, int] = {}
+    for allowed in (0, 3, 40, 80, 60):
+        command = [sys.executable, "-c", KILLED, str(photos), str(tmp_path / "out"), str(allowed)]
+        assert subprocess.run(command).returncode == -9
+        assert not (tmp_path / "out").exists()
+        markers = (tmp_path / "out.partial" / "building").glob("group-*.json")
+        now = {path.name: path.stat().st_mtime_ns for path in markers}
+        assert now.items() >= finished.items()
+        finished = now
+    assert finished
+    build(photos, tmp_path / "out", Options(**SMALL), warn=silent)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_an_unfinished_build_of_something_else_is_refused(tmp_path: Path, photos: Path) -> None:
+    build(photos, tmp_path / "out", Options(**SMALL), part=(1, 2), warn=silent)
+    with pytest.raises(Refusal, match="other files or settings"):
+        build(photos, tmp_path / "out", Options(tile=16), part=(2, 2), warn=silent)
+    (photos / "new.png").write_bytes((photos / "00.png").read_bytes())
+    with pytest.raises(Refusal, match="other files or settings"):
+        build(photos, tmp_path / "out", Options(**SMALL), part=(2, 2), warn=silent)
+
+
+@pytest.mark.parametrize("consecutive", [False, True])
+def test_frames_of_stacks_become_captures(tmp_path: Path, consecutive: bool) -> None:
+    frames = [random_pixels((20, 24, 1), np.uint16, n) for n in range(3)]
+    write_frames(tmp_path / "in" / "a.tif", frames)
+    build(tmp_path / "in", tmp_path / "out", Options(Grouping("stack", consecutive=consecutive)))
+    samples = {sample["json"]["scene"]: sample for sample in read_all(tmp_path / "out")}
+    expected = {"a#0": frames[:2], "a#1": frames[1:]} if consecutive else {"a": frames}
+    assert samples.keys() == expected.keys()
+    for name, captures in expected.items():
+        found = [samples[name][f"{number}.npy"] for number in range(len(captures))]
+        np.testing.assert_array_equal(np.stack(found), np.stack(captures))
+
+
+def test_a_clean_reference_is_kept_apart(tmp_path: Path) -> None:
+    images = {name: random_pixels((20, 24, 1), np.uint16, n) for n, name in enumerate(("0", "1", "clean"))}
+    for name, pixels in images.items():
+        write_image(tmp_path / "in" / "s" / f"{name}.png", pixels)
+    build(tmp_path / "in", tmp_path / "out", Options(Grouping("folder", clean="clean")))
+    (sample,) = read_all(tmp_path / "out")
+    for name, pixels in images.items():
+        np.testing.assert_array_equal(sample[f"{name}.npy"], pixels)
+    assert Index([tmp_path / "out"]).shards[0].clean
 
 
 @pytest.mark.parametrize(

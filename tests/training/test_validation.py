@@ -5,8 +5,10 @@ import processes
 import pytest
 import torch
 
-from n2n_dist.data.build import Options, build
+from n2n_dist.data.build import build
 from n2n_dist.data.image import write_image
+from n2n_dist.data.plan import Options
+from n2n_dist.data.scenes import Grouping
 from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.noise.models import Gaussian, Poisson
@@ -62,7 +64,7 @@ def test_captures_are_compared_with_the_reference_or_with_each_other(
         for capture in range(2):
             field = torch.randn(clean.shape, generator=generator) * 10 / 255
             write_image(tmp_path / f"scenes/{scene}/{capture}.tif", (clean + field).numpy())
-    build(tmp_path / "scenes", tmp_path / "captures", Options(captures=True, white=1.0))
+    build(tmp_path / "scenes", tmp_path / "captures", Options(Grouping("folder"), white=1.0))
     validation = Validation({"own": tmp_path / "captures"}, Gaussian(), "captures", ValidateSettings(), 3, CPU)
     scores, strips = validation.run(untrained, backend)
     assert len(strips["own"]) == 2
