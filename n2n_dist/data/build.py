@@ -7,6 +7,7 @@ DESTINATION.partial, and a build that was ended goes on with the groups that are
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import multiprocessing
 import re
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -130,7 +131,8 @@ def _write_group(
         with ExitStack() as stack:
             # fixed owner, mode and time: the same tiles give the same bytes
             fixed = {"user": "n2n", "group": "n2n", "mode": 0o644, "mtime": 0, "encoder": False}
-            writers = [stack.enter_context(webdataset.TarWriter(str(work / name), **fixed)) for name in names]
+            files = [stack.enter_context(_DigestedFile(work / name)) for name in names]
+            writers = [stack.enter_context(webdataset.TarWriter(file, **fixed)) for file in files]
             filled, start = set(), 0
             for tiles, cut in zip(group.tiles, _cut_all(source, group, options, jobs), strict=True):
                 if isinstance(cut, str):
@@ -143,7 +145,7 @@ def _write_group(
                         writers[place].write(sample)
                         filled.add(place)
                 start += tiles
-        shards = [index_tar(work / names[place]) for place in sorted(filled)]
+        shards = [index_tar(work / names[place], sha256=files[place].sha256.hexdigest()) for place in sorted(filled)]
         (partial / group.folder).mkdir(exist_ok=True)
         for shard in shards:
             for path in work.glob(f"{Path(shard.name).stem}.*"):
@@ -151,6 +153,24 @@ def _write_group(
         write_json(_done(partial, group), {"shards": [asdict(shard) for shard in shards], **asdict(report)})
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+class _DigestedFile:
+    """A new file whose digest is known when it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("wb")
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self.sha256.update(data)
+        self.file.write(data)
+
+    def __enter__(self) -> _DigestedFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
 
 
 def _done(partial: Path, group: Group) -> Path:
@@ -169,12 +189,9 @@ def _add(report: Report, done: Path) -> list[Shard]:
 
 def _cut_all(source: Path, group: Group, options: Options, jobs: int) -> Iterator[list[Sample] | str]:
     """Cut the scenes of a group in `jobs` processes; a scene that cannot be read gives why."""
-    if jobs == 1:
-        for number, scene in group.scenes:
-            yield _cut(source, number, scene, options)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context) as pool:
+    # decoding goes on while this process writes and digests
+    spawn = multiprocessing.get_context("spawn")
+    with ThreadPoolExecutor(1) if jobs == 1 else ProcessPoolExecutor(jobs, spawn) as pool:
         waiting: deque[Future[list[Sample] | str]] = deque()
         for number, scene in group.scenes:
             waiting.append(pool.submit(_cut, source, number, scene, options))

@@ -96,10 +96,11 @@ def _open_pillow(file: BinaryIO) -> Frames:
         return Frames([size], lambda: _supported([imagecodecs.png_decode(file.read())]))
     image = PIL.Image.open(file, formats=("PNG", "JPEG"))
     width, height = image.size
-    turned = image.getexif().get(0x0112, 1) >= 5  # orientations that swap the axes
+    oriented = image.format != "PNG"  # whose tags may follow the pixels
+    turned = oriented and image.getexif().get(0x0112, 1) >= 5  # orientations that swap the axes
 
     def read() -> tuple[list[np.ndarray], Range | None]:
-        upright = PIL.ImageOps.exif_transpose(image)
+        upright = PIL.ImageOps.exif_transpose(image) if oriented else image
         if upright.mode == "P":
             upright = upright.convert("RGBA" if "transparency" in upright.info else "RGB")
         elif upright.mode in ("1", "CMYK"):

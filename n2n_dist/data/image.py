@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from n2n_dist.data.formats import MAX_CHANNELS, SUFFIXES, Range, damage_refused,
 from n2n_dist.errors import Refusal
 
 PERCENTILES = (0, 1, 50, 99, 100)
+NPY_HEADER = 1 << 12
+"""Bytes that hold the header of any `.npy` member; of ours, 128 do."""
 
 
 @dataclass
@@ -130,6 +134,34 @@ def decode(data: bytes, suffix: str) -> np.ndarray:
     return frames[0]
 
 
+def npy_stand_in(start: bytes, size: int) -> np.ndarray:
+    """Return an array of the shape and type of an `.npy` member, but without its values.
+
+    Args:
+        start: the first `NPY_HEADER` bytes of the member.
+        size: its length in bytes.
+
+    Raises:
+        Refusal: damaged, truncated, or a layout out of which rows cannot be read.
+
+    """
+    with damage_refused():
+        shape, dtype, fortran, offset = _npy_header(start[: 10 + int.from_bytes(start[8:10], "little")])
+    if fortran:
+        raise Refusal("an array in Fortran order; save numpy.ascontiguousarray of it")
+    if size != offset + math.prod(shape) * dtype.itemsize:
+        raise Refusal(f"damaged: an array of shape {shape} and type {dtype} in {size:,} bytes")
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+@functools.lru_cache(maxsize=64)  # the tiles of a shard are of a few sizes, and numpy's parser is slow
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype, bool, int]:
+    file = io.BytesIO(header)
+    np.lib.format.read_magic(file)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype, fortran, file.tell()
+
+
 def encode(pixels: np.ndarray, suffix: str) -> bytes:
     """Encode [H, W, C] losslessly by suffix: `.npy`, `.png` (8 and 16 bit) or `.tif`.
 
@@ -209,10 +241,7 @@ def _encode_tiff(frames: Sequence[np.ndarray]) -> bytes:
 
 def _decode_npy(data: bytes) -> np.ndarray:
     with damage_refused():
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    if not array.flags.c_contiguous:  # rows are taken out of the file
-        raise Refusal("an array in Fortran order; save numpy.ascontiguousarray of it")
-    return array
+        return np.load(io.BytesIO(data), allow_pickle=False)
 
 
 def _range(known: Range | None, black: float | None, white: float | None) -> Range:

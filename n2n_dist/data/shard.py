@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from n2n_dist.data.image import Image, decode
+from n2n_dist.data.image import NPY_HEADER, Image, decode, npy_stand_in
 from n2n_dist.errors import Refusal
 
 INDEX = "index.json"
@@ -184,8 +184,14 @@ def write_index(folder: Path, black: float | None = None, white: float | None = 
     return shards
 
 
-def index_tar(tar: Path, black: float | None = None, white: float | None = None) -> Shard:
-    """Decode every sample of a tar, write its members beside it, and describe it.
+def index_tar(tar: Path, black: float | None = None, white: float | None = None, sha256: str | None = None) -> Shard:
+    """Look at every sample of a tar, write its members beside it, and describe it.
+
+    Args:
+        tar: the shard.
+        black: as for `write_index`.
+        white: as for `write_index`.
+        sha256: of its bytes, if known.
 
     Raises:
         Refusal: it is damaged or empty, or a sample cannot be used.
@@ -199,7 +205,7 @@ def index_tar(tar: Path, black: float | None = None, white: float | None = None)
         name=tar.name,
         samples=len(samples),
         bytes=tar.stat().st_size,
-        sha256=_sha256(tar),
+        sha256=sha256 or _sha256(tar),
         channels=sorted({sample.shape[2] for sample in samples}),
         captures=min(len(sample.captures) for sample in samples),
         clean=all(sample.clean is not None for sample in samples),
@@ -255,9 +261,14 @@ def _scan(tar: Path, black: float | None, white: float | None) -> Iterator[Sampl
 def _describe(
     tar: Path, file: Any, key: str, members: dict[str, Member], black: float | None, white: float | None
 ) -> Sample:
-    def read(member: Member) -> bytes:
+    def read(member: Member, most: int | None = None) -> bytes:
         file.seek(member.offset)
-        return bytes(file.read(member.size))
+        return bytes(file.read(member.size if most is None else min(most, member.size)))
+
+    def look(member: Member) -> np.ndarray:
+        if member.extension == "npy":  # complete when its length is right
+            return npy_stand_in(read(member, NPY_HEADER), member.size)
+        return decode(read(member), f".{member.extension}")
 
     images = {name: member for name, member in members.items() if member.extension in IMAGE_EXTENSIONS}
     clean = next((member for name, member in images.items() if name.startswith("clean.")), None)
@@ -269,7 +280,7 @@ def _describe(
     try:
         settings = {"black": black, "white": white}
         settings |= json.loads(read(members["json"])) if "json" in members else {}
-        decoded = [decode(read(m), f".{m.extension}") for m in (*captures, *([clean] if clean else []))]
+        decoded = [look(member) for member in (*captures, *([clean] if clean else []))]
         if decoded[0].dtype == np.float32 and settings["white"] is None:
             raise Refusal("float values whose range nobody says; give --white (and --black)")
         described = [Image.from_array(array, settings["black"], settings["white"]) for array in decoded]

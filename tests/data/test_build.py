@@ -246,12 +246,12 @@ from n2n_dist.data import build as module
 from n2n_dist.data.plan import Options
 names, allowed = ("write_json", "index_tar", "encode"), int(sys.argv[3])
 def counted(function):
-    def call(*arguments):
+    def call(*arguments, **named):
         global allowed
         allowed -= 1
         if allowed < 0:
             os.kill(os.getpid(), 9)
-        return function(*arguments)
+        return function(*arguments, **named)
     return call
 for name in names:
     setattr(module, name, counted(getattr(module, name)))
