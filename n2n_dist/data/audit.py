@@ -1,7 +1,8 @@
 """Audit of shards: are they what was indexed, how noisy are they, and what in them breaks Noise2Noise.
 
 The digest of every tar is compared; pixels are measured on tiles that are evenly spread over the data set. Captures
-0 and 1, 1 and 2, ... of a scene are compared. Values are in units of the range (black 0, white 1) unless said otherwise.
+0 and 1, 1 and 2, ... of a scene are compared. Values are in units of the range, black 0 and white 1, unless a field
+says otherwise.
 """
 
 from __future__ import annotations

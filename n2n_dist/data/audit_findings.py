@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ SHIFT = 0.1
 DIFFERENCE = 1 / 255
 """Brightness, one step of an 8-bit picture. As a constant error it holds the PSNR below 48 dB."""
 SHARED = 0.05
-"""Share of the noise's variance. What is shared stays: 5 % hold the improvement below 13 dB, what good networks reach."""
+"""Share of the noise's variance. What is shared stays: with 5 % the noise falls by 13 dB at most."""
 TEXTURE = (2 / 255) ** 2
 """Variance. The smoothest places of photographs keep about 1/255 of texture, which looks like shared noise."""
 NEIGHBOURS = 0.05
@@ -117,10 +118,11 @@ def _clipping(audit: Audit) -> Iterator[Finding]:
 def _range(audit: Audit) -> Iterator[Finding]:
     if audit.measured and 0 < audit.highest < USED_RANGE:
         black, white = audit.ranges[-1]
+        highest = black + audit.highest * (white - black)
         yield Finding(
             NOTE,
             "range",
-            f"the highest value is {audit.highest:.3f} of white ({black + audit.highest * (white - black):g} in the file)",
+            f"the highest value is {audit.highest:.3f} of the range, {highest:g} in the file",
             f"if the sensor saturates below {white:g}, build again with --white (12 bit: 4095)",
         )
 
@@ -142,8 +144,8 @@ def _shift(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             HARMS,
             "shift",
-            f"{len(sizes)} of {_scenes(audit)} scenes are displaced between captures, most {worst} "
-            f"by {sizes[worst]:.2f} pixels",
+            f"{len(sizes)} of {_scenes(audit)} scenes are displaced between captures, by "
+            f"{statistics.median(sizes.values()):.2f} pixels (median), the worst, {worst}, by {sizes[worst]:.2f}",
             "align the captures by whole pixels or leave these scenes out: the network learns to blur or to displace"
             + ("; the shared pattern below draws this number to zero" if _has_pattern(audit) else ""),
         )
@@ -160,7 +162,7 @@ def _brightness(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             HARMS,
             "gain, offset",
-            f"{len(found)} of {_scenes(audit)} scenes differ in brightness between captures, most {worst.scene} "
+            f"{len(found)} of {_scenes(audit)} scenes differ in brightness between captures, the worst, {worst.scene}, "
             f"by {255 * worst.difference:.1f}/255 (gain {worst.gain:.3f}, offset {255 * worst.offset:+.1f}/255)",
             "the network learns the difference; capture with fixed exposure and light, or scale the captures alike",
         )
@@ -211,9 +213,9 @@ def _neighbours(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             NOTE,
             "correlated noise",
-            f"noise is correlated by {value:+.2f} with that {down} pixels down and {right} right",
+            f"noise is correlated by {value:+.2f} at a distance of {down} down, {right} right (pixels)",
             "harmless for pairs of captures; adding white noise instead (pairs.source=synthetic) or sub-sampling "
-            "neighbours does not fit this data: the files were demosaiced, resized or compressed, or stripes are in them",
+            "neighbours does not fit: files that were demosaiced, resized or compressed, or that have stripes",
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ LINE = 0.185
 """Height of a line of text in inches."""
 NONE = "-"
 BLUE, RED, GREY = "#2f5d8a", "#b3402e", "0.45"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -62,7 +63,7 @@ def draw(audit: Audit, path: Path) -> None:
 
     facts = list(_rows(audit).items())[1:]
     findings = [_wrapped(finding) for finding in audit.findings]
-    text = LINE * (2 + max(len(facts), sum(len(lines) + 0.6 for lines in findings)))
+    text = LINE * (3 + max(len(facts), sum(len(lines) + 0.6 for _, lines in findings)))
     height = PLOTS + text + 0.6
     with rc_context(STYLE):
         figure = Figure(figsize=(14, height), facecolor="white")
@@ -75,12 +76,10 @@ def draw(audit: Audit, path: Path) -> None:
             figure.text(0.115, y, value)
         figure.text(0.41, top / height, _count(audit), weight="bold")
         line = 1.5
-        for finding, lines in zip(audit.findings, findings, strict=True):
+        for severity, lines in findings:
             y = (top - LINE * line) / height
-            colour = RED if finding.severity == HARMS else GREY
-            figure.text(0.41, y, finding.severity, color=colour, weight="bold")
-            for number, words in enumerate(lines):
-                weight = "bold" if number == 0 else "normal"
+            figure.text(0.41, y, severity, color=RED if severity == HARMS else GREY, weight="bold")
+            for number, (words, weight) in enumerate(lines):
                 figure.text(0.45, y - LINE * number / height, words, weight=weight)
             line += len(lines) + 0.6
         grid = figure.add_gridspec(
@@ -94,7 +93,7 @@ def draw(audit: Audit, path: Path) -> None:
 
 
 def _rows(audit: Audit) -> dict[str, str]:
-    noise, sizes = audit.noise, [np.hypot(*pair.shift) for pair in audit.pairs if pair.shift_error is not None]
+    noise, sizes = audit.noise, [math.hypot(*pair.shift) for pair in audit.pairs if pair.shift_error is not None]
     black, white = audit.ranges[-1] if audit.ranges else (0.0, 1.0)
     alike = len(audit.ranges) == 1
     differences = [255 * pair.difference for pair in audit.pairs]
@@ -132,19 +131,21 @@ def _rows(audit: Audit) -> dict[str, str]:
 
 def _in_file(value: float, audit: Audit) -> str:
     black, white = audit.ranges[-1]
-    return f"{black + value * (white - black):.6g}"
+    return f"{round(black + value * (white - black), 4):g}"
 
 
 def _count(audit: Audit) -> str:
     harmful = sum(finding.severity == HARMS for finding in audit.findings)
     if not audit.findings:
         return "nothing found that breaks training"
-    return f"{harmful or 'none'} that harms training, {len(audit.findings) - harmful or 'no'} to note"
+    return f"{harmful or 'none'} harmful to training, {len(audit.findings) - harmful or 'none'} to note"
 
 
-def _wrapped(finding: Finding) -> list[str]:
-    what = textwrap.wrap(f"{finding.subject}: {finding.what}", 92)
-    return [*what, *textwrap.wrap(finding.remedy, 100)]
+def _wrapped(finding: Finding) -> tuple[str, list[tuple[str, str]]]:
+    """Return the severity, and lines with the weight of their letters."""
+    what = textwrap.wrap(f"{finding.subject}: {finding.what}", 90)
+    lines = [(words, "bold") for words in what]
+    return finding.severity, lines + [(words, "normal") for words in textwrap.wrap(finding.remedy, 104)]
 
 
 def _neighbours(audit: Audit) -> list[float]:
@@ -157,7 +158,8 @@ def _pictures(axes: Axes, audit: Audit) -> None:
     axes.axis("off")
     if not audit.pictures:
         return _say(axes, "no tile was measured")
-    shown = [_grey(picture) for picture in audit.pictures]
+    part = 2 if len(audit.pictures) > 1 else 1  # three narrow pictures fill the panel better than three square ones
+    shown = [picture[:, : picture.shape[1] // part].mean(axis=2) for picture in audit.pictures]
     low, high = np.percentile(shown[0], (0.5, 99.5))
     scaled = [(picture - low) / max(high - low, 1e-6) for picture in shown]
     if len(shown) > 1:
@@ -175,10 +177,11 @@ def _histogram(axes: Axes, audit: Audit) -> None:
         return _say(axes, "no tile was measured")
     edges = np.linspace(audit.lowest, audit.highest, len(audit.histogram) + 1)
     axes.stairs(audit.histogram, edges, fill=True, color=BLUE, alpha=0.8)
+    axes.set_ylim(0.7, 20 * max(audit.histogram))
     for share, x, side in ((audit.clipped_low, audit.lowest, "left"), (audit.clipped_high, audit.highest, "right")):
         if share:
             axes.axvline(x, color=RED, linewidth=1)
-            place = 0.03 if side == "left" else 0.97
+            place = 0.06 if side == "left" else 0.94
             axes.text(place, 0.95, f"{share:.2%} clipped", color=RED, ha=side, va="top", transform=axes.transAxes)
     return None
 
@@ -188,7 +191,7 @@ def _noise(axes: Axes, audit: Audit) -> None:
     if audit.noise is None:
         return _say(axes, "too few blocks without clipping")
     noise, scale = audit.noise, 255**2
-    axes.plot(noise.brightness, np.multiply(noise.variance, scale), "o", color=BLUE, label="measured")
+    axes.plot(noise.brightness, np.array(noise.variance) * scale, "o", color=BLUE, label="measured")
     ends = np.array([min(0, noise.brightness[0]), max(noise.brightness)])
     axes.plot(ends, (noise.a * ends + noise.b) * scale, color=RED, label=f"{noise.a:.3g} x + {noise.b:.3g}")
     axes.set_ylim(0, max(1.3 * max(noise.variance) * scale, 1e-3))
@@ -206,11 +209,11 @@ def _shifts(axes: Axes, audit: Audit) -> None:
     axes.errorbar(right, down, error, error, "o", color=BLUE, ecolor="0.8", markersize=4, label="a pair of captures")
     angle = np.linspace(0, 2 * np.pi, 100)
     axes.plot(SHIFT * np.cos(angle), SHIFT * np.sin(angle), color=RED, linewidth=1, label=f"{SHIFT:g} pixels")
-    reach = 1.2 * max(2 * SHIFT, np.abs(down).max(), np.abs(right).max())
+    reach = 1.4 * max(2 * SHIFT, np.abs(down).max(), np.abs(right).max())
     axes.set(xlim=(-reach, reach), ylim=(reach, -reach), box_aspect=1)
     axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
     axes.axvline(0, color="0.85", linewidth=0.8, zorder=0)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
+    axes.legend(loc="lower left")
     return None
 
 
@@ -232,7 +235,7 @@ def _brightness(axes: Axes, audit: Audit) -> None:
 
 
 def _correlation(axes: Axes, audit: Audit) -> None:
-    axes.set_title("Correlation of the noise with its neighbours")
+    axes.set_title("Correlation of noise with its neighbours")
     if not audit.autocorrelation:
         axes.axis("off")
         return _say(axes, "needs two captures of a scene")
@@ -250,10 +253,6 @@ def _correlation(axes: Axes, audit: Audit) -> None:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return None
-
-
-def _grey(picture: np.ndarray) -> np.ndarray:
-    return np.asarray(picture.mean(axis=2), float)
 
 
 def _say(axes: Axes, text: str) -> None:

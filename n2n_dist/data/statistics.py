@@ -287,13 +287,18 @@ class Extremes:
 
     def add(self, values: np.ndarray) -> None:
         """Count finite values of any shape."""
-        found, counts = np.unique(values, return_counts=True)
         self.total += values.size
-        for end, part in enumerate((slice(EXTREMES), slice(-EXTREMES, None))):
-            kept, known = self._ends[end]
-            union, places = np.unique(np.concatenate([kept, found[part]]), return_inverse=True)
-            counted = np.bincount(places, np.concatenate([known, counts[part]])).astype(np.int64)
-            self._ends[end] = union[part], counted[part]
+        for end, extreme, part in ((0, np.min, slice(EXTREMES)), (1, np.max, slice(-EXTREMES, None))):
+            kept, known = (list(one) for one in self._ends[end])
+            left = values.ravel()
+            for _ in range(EXTREMES):  # a sort of all values would take far longer
+                if left.size:
+                    kept.append(extreme(left))
+                    others = left[left != kept[-1]]
+                    known.append(left.size - others.size)
+                    left = others
+            union, places = np.unique(kept, return_inverse=True)
+            self._ends[end] = union[part], np.bincount(places, known).astype(np.int64)[part]
 
     @property
     def range(self) -> tuple[float, float]:
@@ -348,8 +353,8 @@ def high_pass(planes: np.ndarray) -> np.ndarray:
     for axis in (1, 2):
         margin = [(0, 0), (0, 0), (0, 0)]
         margin[axis] = (WINDOW // 2, WINDOW // 2)
-        padded = np.pad(local, margin, mode="reflect")
-        local = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis).mean(-1)
+        padded, size = np.pad(local, margin, mode="reflect"), planes.shape[axis]
+        local = np.add.reduce([padded.take(range(k, k + size), axis) for k in range(WINDOW)]) / WINDOW
     return planes - local
 
 
