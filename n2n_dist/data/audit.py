@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from n2n_dist.data import statistics
+from n2n_dist.data import registration, statistics
 from n2n_dist.data.audit_findings import Finding, find
 from n2n_dist.data.audit_page import draw, table
 from n2n_dist.data.build import VALIDATION
@@ -250,7 +250,7 @@ def _measure(result: Audit, tiles: Sequence[tuple[Path, Sample]], ends: dict[int
                 pair = statistics.pair_blocks(first, second, clipped[number] | clipped[number + 1])
                 of_pairs.append(pair)
                 blocks.setdefault(number, []).append(pair)
-                spectrum = statistics.cross_power(first, second)
+                spectrum = registration.cross_power(first, second)
                 if number not in spectra or spectra[number].shape == spectrum.shape:
                     spectra[number] = spectra.get(number, 0) + spectrum
                     width = first.shape[2]
@@ -283,20 +283,20 @@ def _measure_noise(result: Audit, blocks: Blocks, pattern: statistics.FixedPatte
         result.fixed, result.fixed_error = fixed / (max(fixed, 0) + independent), error / level
     if paired and level > 0:
         shared = statistics.shared_variance(blocks)
-        result.shared = shared / (max(shared, 0) + level)
+        result.shared = shared / (max(shared, 0) + level) if np.isfinite(shared) else None
         result.autocorrelation = statistics.autocorrelation(blocks).tolist()
         chosen = Blocks.join(statistics.smooth(blocks))
-        result.gain, result.offset = statistics.fit_gain(*chosen.means.T)
+        result.gain, result.offset = registration.fit_gain(*chosen.means.T)
 
 
 def _compare(scene: str, number: int, spectrum: np.ndarray, width: int, blocks: Blocks) -> Pair:
-    shift, error = statistics.find_shift(spectrum, width)
+    shift, error = registration.find_shift(spectrum, width)
     usable = blocks[blocks.clipped <= CLIPPED_BLOCK]
     usable = usable[usable.roughness <= np.median(usable.roughness)] if len(usable) else usable
     gain, offset, difference, spread = 1.0, 0.0, 0.0, 0.0
     if len(usable) >= statistics.LEAST:
         first, second = usable.means.T
-        gain, offset = statistics.fit_gain(first, second)
+        gain, offset = registration.fit_gain(first, second)
         difference = float(np.sqrt(np.mean(((gain - 1) * first + offset) ** 2)))
         spread = float(np.sqrt(2 * np.mean((second - gain * first - offset) ** 2) / len(usable)))
     return Pair(

@@ -1,4 +1,4 @@
-"""Estimators of noise and of what differs between two captures of a scene; numpy only.
+"""Estimators of noise, of what captures share, and of clipping; numpy only.
 
 Values are in units of the range: black 0, white 1. Planes are float [P, H, W]: the channels of one image, each on its
 own. A block is a square of `BLOCK` pixels; statistics of blocks are flat arrays [N]. Noise is measured where the scene
@@ -25,8 +25,6 @@ BINS = 20
 """Bins of brightness, each of as many blocks."""
 LEAST = 8
 """Smooth blocks that a bin needs."""
-STANDS_OUT = 5.0
-"""A frequency counts for the shift if it is so many times as strong as the noise: its phase means something."""
 SMOOTH_SHARE = 0.25
 """The smoothest share of the blocks of a bin of brightness is measured."""
 SMOOTHEST_SHARE = 0.05
@@ -167,7 +165,10 @@ def noise_curve(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def shared_variance(blocks: Blocks) -> float:
-    """Return the variance of what both captures share where the scene is smoothest: pattern noise, and any texture."""
+    """Return the variance of what both captures share where the scene is smoothest: pattern noise, and any texture.
+
+    NaN with too few blocks.
+    """
     return float(np.mean([np.median(part.shared) for part in smooth(blocks, SMOOTHEST_SHARE)] or [np.nan]))
 
 
@@ -204,77 +205,10 @@ def fit_noise_line(brightness: np.ndarray, variance: np.ndarray, count: np.ndarr
             predicted = np.maximum(design @ line, 0.05 * level)
             weights = np.sqrt(count) / predicted
             line = np.linalg.lstsq(design * weights[:, None], variance * weights, rcond=None)[0]
-    predicted = np.maximum(line[0] * brightness + line[1], 0.05 * level)
-    deviation = np.sqrt(np.average(((variance - predicted) / predicted) ** 2, weights=count)) if level > 0 else 0.0
+    predicted = line[0] * brightness + line[1]
+    relative = (variance - predicted) / np.maximum(predicted, max(0.05 * level, 1e-300))
+    deviation = np.sqrt(np.average(relative**2, weights=count))
     return NoiseLine(float(line[0]), float(line[1]), float(deviation))
-
-
-def cross_power(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the cross-power spectrum of two captures, complex [H, W // 2 + 1], summed over planes [P, H, W].
-
-    Their gradients are taken, which flattens the spectrum of a natural scene, and a Hann window, against the edges.
-    """
-    height, width = first.shape[1:]
-    window = np.hanning(height)[:, None] * np.hanning(width)
-    total = np.zeros((height, width // 2 + 1), complex)
-    for axis in (1, 2):
-        one, two = (np.fft.rfft2(np.gradient(planes, axis=axis) * window) for planes in (first, second))
-        total += (one.conj() * two).sum(0)
-    return total
-
-
-def find_shift(spectrum: np.ndarray, width: int) -> tuple[np.ndarray, float]:
-    """Measure by how many pixels the second capture is displaced from the first.
-
-    The peak of phase correlation (Kuglin and Hines 1975) gives whole pixels; a plane through the phase of the lower
-    frequencies gives the rest (Stone et al. 2001). A pattern that both captures share draws the result to zero.
-
-    Args:
-        spectrum: sum of `cross_power` over all tiles of the scene, [H, W // 2 + 1].
-        width: W.
-
-    Returns:
-        Displacement down and right in pixels, [2], and its standard error in pixels, infinite where the scene has too
-        little contrast to tell.
-
-    """
-    height = spectrum.shape[0]
-    down, right = np.meshgrid(np.fft.fftfreq(height), np.fft.rfftfreq(width), indexing="ij")
-    radius, response = np.hypot(down, right), np.sin(2 * np.pi * down) ** 2 + np.sin(2 * np.pi * right) ** 2
-    power = np.abs(spectrum) / np.maximum(response, 1e-12)  # as if no gradient had been taken: white noise is flat
-    ratio = power / np.maximum(np.median(power[(radius > 0.3) & (response > 0.1)]), 1e-12 * power.max() + 1e-300)
-    used = (radius > 0) & (radius < 0.25) & (ratio > STANDS_OUT)
-    surface = np.fft.irfft2(np.where(used, spectrum / np.maximum(np.abs(spectrum), 1e-300), 0), (height, width))
-    peak = np.unravel_index(np.argmax(surface), surface.shape)
-    shift = np.array([(p + n // 2) % n - n // 2 for p, n in zip(peak, surface.shape, strict=True)], float)
-    used[1:, 0] &= down[1:, 0] > 0  # the other half of the first column mirrors it
-    design = -2 * np.pi * np.stack([down[used], right[used]], axis=1)
-    weights = np.minimum(ratio[used], 20 * STANDS_OUT)  # or the few lowest frequencies would decide alone
-    normal = design.T @ (design * weights[:, None])
-    if used.sum() < LEAST or np.linalg.cond(normal) > 1e6:
-        return np.zeros(2), np.inf
-    inverse = np.linalg.inv(normal)
-    for _ in range(5):
-        left = np.angle(spectrum[used] * np.exp(-1j * (design @ shift)))
-        shift = shift + inverse @ (design.T @ (weights * left))
-    spread = inverse @ (design.T @ (design * (weights * left)[:, None] ** 2)) @ inverse
-    return shift, float(np.sqrt(2.25 * np.trace(spread) / 2))  # a Hann window makes one of 1.5 x 1.5 frequencies
-
-
-def fit_gain(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Fit second = gain * first + offset by orthogonal regression (Deming 1943): both captures are noisy.
-
-    Args:
-        first: block means of one capture, [N].
-        second: of the other, [N].
-
-    Returns:
-        Gain and offset; gain 1 where the blocks do not differ in brightness.
-
-    """
-    (xx, xy), (_, yy) = np.cov(first, second) if len(first) > 1 else np.zeros((2, 2))
-    gain = (yy - xx + np.hypot(yy - xx, 2 * xy)) / (2 * xy) if xy > 0 else 1.0
-    return float(gain), float(second.mean() - gain * first.mean())
 
 
 class Extremes:
@@ -283,7 +217,7 @@ class Extremes:
     def __init__(self) -> None:
         """Start with nothing counted."""
         self.total = 0
-        self._ends = [(np.empty(0), np.empty(0, np.int64))] * 2
+        self._ends: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0, np.int64))] * 2
 
     def add(self, values: np.ndarray) -> None:
         """Count finite values of any shape."""
