@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -73,6 +74,16 @@ class Pair:
     """Root mean square difference of brightness between the two that gain and offset explain."""
     difference_error: float
     """Its standard error."""
+
+    def is_beyond(self, pixels: float) -> bool:
+        """Tell whether the shift is above so many pixels, and surely above 0."""
+        size = math.hypot(*self.shift)
+        return self.shift_error is not None and size > max(pixels, statistics.SURE * self.shift_error)
+
+    @property
+    def displaced(self) -> bool:
+        """Whether blocks of the two captures hold different parts of the scene, so that noise cannot be told."""
+        return self.is_beyond(1)
 
 
 @dataclass
@@ -248,14 +259,16 @@ def _measure(result: Audit, tiles: Sequence[tuple[Path, Sample]], ends: dict[int
                     result.identical.append(scene)
                     continue
                 pair = statistics.pair_blocks(first, second, clipped[number] | clipped[number + 1])
-                of_pairs.append(pair)
                 blocks.setdefault(number, []).append(pair)
                 spectrum = registration.cross_power(first, second)
                 if number not in spectra or spectra[number].shape == spectrum.shape:
                     spectra[number] = spectra.get(number, 0) + spectrum
                     width = first.shape[2]
         for number, spectrum in spectra.items():
-            result.pairs.append(_compare(scene, number, spectrum, width, Blocks.join(blocks[number])))
+            joined = Blocks.join(blocks[number])
+            result.pairs.append(_compare(scene, number, spectrum, width, joined))
+            if not result.pairs[-1].displaced:
+                of_pairs.append(joined)
     result.identical = sorted(set(result.identical))
     result.histogram = histogram.tolist()
     if of_pairs or not result.identical:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from n2n_dist.data.statistics import SURE
+
 if TYPE_CHECKING:
     from n2n_dist.data.audit import Audit
 
@@ -36,8 +38,6 @@ PEDESTAL = 0.01
 """Share of the range by which the black level is off; 1 % are two to three steps of an 8-bit picture."""
 USED_RANGE = 0.25
 """Share of the range. 12-bit values in 16-bit files without `--white` reach 0.06, 14-bit ones 0.25."""
-SURE = 5.0
-"""Standard errors that a measurement must be above 0."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ def _pixels(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             HARMS,
             "not finite",
-            f"{len(audit.not_finite)} samples hold NaN or infinite pixels: {_some(audit.not_finite)}",
+            f"samples with NaN or infinite pixels, {len(audit.not_finite)}: {_some(audit.not_finite)}",
             "one of them ends training; repair or remove their images and build the shards again",
         )
     if not audit.measured:
@@ -132,13 +132,13 @@ def _identical(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             HARMS,
             "identical captures",
-            f"{len(audit.identical)} scenes hold a capture twice: {_some(audit.identical)}",
+            f"scenes that hold a capture twice, {len(audit.identical)}: {_some(audit.identical)}",
             "from itself the network learns to change nothing; remove the copies and build again",
         )
 
 
 def _shift(audit: Audit) -> Iterator[Finding]:
-    sizes = {pair.scene: math.hypot(*pair.shift) for pair in audit.pairs if _is_shifted(pair.shift, pair.shift_error)}
+    sizes = {pair.scene: math.hypot(*pair.shift) for pair in audit.pairs if pair.is_beyond(SHIFT)}
     if sizes:
         worst = max(sizes, key=sizes.__getitem__)
         yield Finding(
@@ -147,7 +147,7 @@ def _shift(audit: Audit) -> Iterator[Finding]:
             f"{len(sizes)} of {_scenes(audit)} scenes are displaced between captures, by "
             f"{statistics.median(sizes.values()):.2f} pixels (median), the worst, {worst}, by {sizes[worst]:.2f}",
             "align the captures by whole pixels or leave these scenes out: the network learns to blur or to displace"
-            + ("; the shared pattern below draws this number to zero" if _has_pattern(audit) else ""),
+            + ("; the fixed pattern below may draw this number to zero" if _has_pattern(audit) else ""),
         )
 
 
@@ -155,7 +155,7 @@ def _brightness(audit: Audit) -> Iterator[Finding]:
     found = {
         pair.scene: pair
         for pair in audit.pairs
-        if pair.difference > DIFFERENCE and pair.difference > SURE * pair.difference_error
+        if pair.difference > max(DIFFERENCE, SURE * pair.difference_error) and not pair.displaced
     }
     if found:
         worst = max(found.values(), key=lambda pair: pair.difference)
@@ -259,10 +259,6 @@ def _paired(audit: Audit) -> bool:
 
 def _scenes(audit: Audit) -> int:
     return len({pair.scene for pair in audit.pairs})
-
-
-def _is_shifted(shift: list[float], error: float | None) -> bool:
-    return error is not None and math.hypot(*shift) > max(SHIFT, SURE * error)
 
 
 def _has_pattern(audit: Audit) -> bool:

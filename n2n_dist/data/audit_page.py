@@ -245,7 +245,7 @@ def _correlation(axes: Axes, audit: Audit) -> None:
     axes.imshow(full, cmap="RdBu_r", vmin=-1, vmax=1)
     for (row, column), value in np.ndenumerate(full):
         colour = "white" if abs(value) > 0.6 else "black"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
+        axes.text(column, row, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", color=colour)
     names = [f"{lag:+d}" if lag else "0" for lag in range(-lags, lags + 1)]
     axes.set(xlabel="pixels right", ylabel="pixels down")
     axes.set_xticks(range(2 * lags + 1), names)

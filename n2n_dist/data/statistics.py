@@ -29,6 +29,8 @@ SMOOTH_SHARE = 0.25
 """The smoothest share of the blocks of a bin of brightness is measured."""
 SMOOTHEST_SHARE = 0.05
 """The same where texture cannot be told from noise."""
+SURE = 5.0
+"""Standard errors by which a measurement must be above 0 to be believed."""
 EXTREMES = 5
 """Distinct values that are counted at either end."""
 PILE_UP = 3
