@@ -24,8 +24,8 @@ def captures(down: float, right: float, sigma: float, pattern: float = 0.0) -> t
 @hypothesis.settings(max_examples=20)
 def test_shift_is_found_to_a_part_of_a_pixel(down: float, right: float) -> None:
     shift, error = find_shift(cross_power(*captures(down, right, sigma=5)), SIZE)
-    assert error < 0.3
-    assert np.hypot(*(shift - (down, right))) < 0.1 + 0.1 * np.hypot(down, right)
+    assert error < 0.4
+    assert np.hypot(*(shift - (down, right))) < 0.1 + 0.12 * np.hypot(down, right)
 
 
 @pytest.mark.parametrize(("sigma", "tolerance"), [(0, 0.02), (2, 0.03), (25, 0.3)])
