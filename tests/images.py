@@ -9,3 +9,26 @@ def random_pixels(shape: tuple[int, ...], dtype: type = np.uint8, seed: int = 0)
     if dtype is np.float32:
         return rng.normal(0.5, 1, shape).astype(np.float32)
     return rng.integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype)
+
+
+def smooth_scene(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """Smooth hills with the edges of some discs, float [H, W] from 0.05 to 0.95; without noise or fine texture."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    down, right = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
+    blur = np.exp(-2 * (np.pi * 12) ** 2 * (down**2 + right**2))
+    hills = np.fft.irfft2(np.fft.rfft2(rng.normal(size=size)) * blur, size)
+    scene = hills / hills.std()
+    rows, columns = np.mgrid[:height, :width]
+    for _ in range(12):
+        radius = np.hypot(rows - rng.uniform(0, height), columns - rng.uniform(0, width))
+        # an edge of two pixels, so that the scene can be shifted by parts of a pixel
+        scene += rng.normal() / (1 + np.exp(np.clip(radius - rng.uniform(5, 40), -50, 50)))
+    return 0.05 + 0.9 * (scene - scene.min()) / np.ptp(scene)
+
+
+def shifted(scene: np.ndarray, down: float, right: float) -> np.ndarray:
+    """Displace a scene [H, W] by parts of a pixel in the frequency domain; what leaves at one edge enters opposite."""
+    height, width = scene.shape
+    phase = np.fft.fftfreq(height)[:, None] * down + np.fft.rfftfreq(width) * right
+    return np.fft.irfft2(np.fft.rfft2(scene) * np.exp(-2j * np.pi * phase), scene.shape)

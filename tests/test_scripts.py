@@ -147,7 +147,9 @@ def test_scripts_started_by_hand_refuse_alike(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", ["launch/train.py", "launch/evaluate.py", "launch/denoise.py", "shards/build.py"])
+@pytest.mark.parametrize(
+    "script", ["launch/train.py", "launch/evaluate.py", "launch/denoise.py", "shards/build.py", "shards/audit.py"]
+)
 def test_help_shows_how_to_call(script: str) -> None:
     finished = run(script, "--help").checked()
     assert "usage: " in finished.out[0]

@@ -225,12 +225,21 @@ def verify(folder: Path) -> None:
         Refusal: names the first tar that differs.
 
     """
+    for tar in differing(folder):
+        raise Refusal(f"{tar}: not the bytes that were indexed; copy it again, or {_reindex(folder)}")
+
+
+def differing(folder: Path) -> Iterator[Path]:
+    """Yield the tars whose digest is not that of the index.
+
+    Raises:
+        Refusal: no index, or a tar that is missing or of another size.
+
+    """
     for shard in _read_index(folder):
         _check_tar(folder / shard.name, shard)
         if _sha256(folder / shard.name) != shard.sha256:
-            raise Refusal(
-                f"{folder / shard.name}: not the bytes that were indexed; copy it again, or {_reindex(folder)}"
-            )
+            yield folder / shard.name
 
 
 def _scan(tar: Path, black: float | None, white: float | None) -> Iterator[Sample]:

@@ -1,0 +1,345 @@
+"""Audit of shards: are they what was indexed, how noisy are they, and what in them breaks Noise2Noise.
+
+The digest of every tar is compared; pixels are measured on tiles that are evenly spread over the data set. Captures
+0 and 1, 1 and 2, ... of a scene are compared. Values are in units of the range, black 0 and white 1, unless a field
+says otherwise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from n2n_dist.data import registration, statistics
+from n2n_dist.data.audit_findings import Finding, find
+from n2n_dist.data.audit_page import draw, table
+from n2n_dist.data.build import VALIDATION
+from n2n_dist.data.shard import INDEX, Index, Sample, differing, read_pixels
+from n2n_dist.data.statistics import Blocks
+from n2n_dist.errors import Refusal
+
+SAMPLES = 256
+"""Tiles that are measured: of 256 x 256 pixels, 65,000 blocks, so that a noise level is good to one per cent."""
+SMALLEST = 2 * statistics.BLOCK
+"""Smallest height and width of a tile that is measured, in pixels."""
+CLIPPED_BLOCK = 0.01
+"""A block with a larger share of clipped pixels has another mean and variance than its scene."""
+HISTOGRAM = 200
+"""Bins of the histogram."""
+
+_ORIGIN = re.compile(r"(.+)-(\d{5,})-(\d{5,})")  # of a key that `build` wrote: scene, top, left
+
+
+@dataclass
+class Noise:
+    """What was measured of the noise of one capture, or of one image."""
+
+    sigma: float
+    """Standard deviation averaged over the data set, in 1/255 of the range (the unit of `noise.sigma`)."""
+    a: float
+    """Slope of variance = a * brightness + b."""
+    b: float
+    """Variance at black."""
+    deviation: float
+    """Relative distance of the measured variances from that line."""
+    brightness: list[float]
+    """Of the bins that were measured, from dark to bright."""
+    variance: list[float]
+    """In these bins."""
+
+
+@dataclass
+class Pair:
+    """What differs between two captures of a scene; gain and offset map the first to the second."""
+
+    scene: str
+    first: int
+    """Number of the capture."""
+    second: int
+    """Number of the other capture."""
+    shift: list[float]
+    """By how many pixels the second is displaced down and right."""
+    shift_error: float | None
+    """Standard error in pixels; None: the scene has too little contrast to tell."""
+    gain: float
+    offset: float
+    difference: float
+    """Root mean square difference of brightness between the two that gain and offset explain."""
+    difference_error: float
+    """Its standard error."""
+
+    def is_beyond(self, pixels: float) -> bool:
+        """Tell whether the shift is above so many pixels, and surely above 0."""
+        size = math.hypot(*self.shift)
+        return self.shift_error is not None and size > max(pixels, statistics.SURE * self.shift_error)
+
+    @property
+    def displaced(self) -> bool:
+        """Whether blocks of the two captures hold different parts of the scene, so that noise cannot be told."""
+        return self.is_beyond(1)
+
+
+@dataclass
+class Audit:
+    """The report on one data set; only `tars`, `differing` and the counts are of all of it."""
+
+    name: str
+    tars: int
+    differing: list[str]
+    """Tars whose bytes are not those that were indexed; their samples are not counted or measured."""
+    samples: int = 0
+    scenes: int = 0
+    captures: list[int] = field(default_factory=list)
+    """Smallest and largest number of captures of a sample."""
+    channels: list[int] = field(default_factory=list)
+    types: list[str] = field(default_factory=list)
+    ranges: list[list[float]] = field(default_factory=list)
+    """Black and white level of the samples in the file's values; all that occur."""
+    measured: int = 0
+    """Samples whose pixels were measured."""
+    not_finite: list[str] = field(default_factory=list)
+    """Keys of samples with NaN or infinite pixels, which were not measured."""
+    lowest: float = 0.0
+    highest: float = 0.0
+    clipped_low: float = 0.0
+    """Share of all pixels that pile up at their channel's lowest value."""
+    clipped_high: float = 0.0
+    noise: Noise | None = None
+    """None: there were too few blocks."""
+    identical: list[str] = field(default_factory=list)
+    """Scenes with two captures that are the same in every pixel."""
+    pairs: list[Pair] = field(default_factory=list)
+    gain: float | None = None
+    """Of the second captures over the first, all scenes together."""
+    offset: float | None = None
+    fixed: float | None = None
+    """Share of the noise's variance that stands at the same place in other scenes."""
+    fixed_error: float | None = None
+    """Its standard error."""
+    shared: float | None = None
+    """Share of the noise's variance that two captures of a scene have in common, fine texture included."""
+    autocorrelation: list[list[float]] = field(default_factory=list)
+    """Of the noise with itself, at 0..2 pixels down and -2..2 right."""
+    histogram: list[int] = field(default_factory=list)
+    """Pixels in equal bins from `lowest` to `highest`."""
+    findings: list[Finding] = field(default_factory=list)
+    pictures: list[np.ndarray] = field(default_factory=list, repr=False)
+    """The captures of one tile, float32 [H, W, C]; not part of `audit.json`."""
+
+
+def report(folder: Path, output: Path, samples: int = SAMPLES) -> None:
+    """Audit a folder of shards and its `validation/`, print tables, and write `audit.json` and a page for each.
+
+    A report of the same name in `output` is replaced.
+
+    Raises:
+        Refusal: as `audit`, or `output` cannot be written.
+
+    """
+    audits = [audit(part, samples) for part in (folder, folder / VALIDATION) if part == folder or _is_indexed(part)]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        contents = [{k: v for k, v in asdict(one).items() if k != "pictures"} for one in audits]
+        (output / "audit.json").write_text(json.dumps(contents, indent=1) + "\n")
+        for number, one in enumerate(audits):
+            draw(one, output / ("audit.png" if number == 0 else f"audit-{VALIDATION}.png"))
+    except OSError as error:
+        raise Refusal(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
+    print(table(audits))
+    print(f"written: audit.json and {', '.join(path.name for path in sorted(output.glob('audit*.png')))} in {output}")
+
+
+def audit(folder: Path, samples: int = SAMPLES) -> Audit:
+    """Audit one folder of shards.
+
+    Args:
+        folder: with `index.json` and the tars.
+        samples: tiles to measure; the digests are those of all tars.
+
+    Raises:
+        Refusal: no index, a tar that is missing or of another size, or a sample that cannot be read.
+
+    """
+    if samples < 1:
+        raise Refusal(f"--samples {samples}: must be 1 or more")
+    index, changed = Index([folder]), list(differing(folder))
+    result = Audit(name=str(folder), tars=len(index.paths), differing=[str(path) for path in changed])
+    numbers = _describe(result, index, changed)
+    chosen = numbers[np.unique(np.linspace(0, len(numbers) - 1, min(samples, len(numbers))).round().astype(int))]
+    tiles = [index.sample(int(number)) for number in chosen]
+    tiles = [(tar, sample) for tar, sample in tiles if min(sample.shape[:2]) >= SMALLEST]
+    ends = _find_ends(result, tiles)
+    tiles = [(tar, sample) for tar, sample in tiles if sample.key not in result.not_finite]
+    result.measured = len(tiles)
+    if tiles:
+        _measure(result, tiles, ends)
+    result.findings = find(result)
+    return result
+
+
+def _is_indexed(folder: Path) -> bool:
+    return (folder / INDEX).is_file()
+
+
+def _describe(result: Audit, index: Index, changed: Sequence[Path]) -> np.ndarray:
+    """Fill in what the index says, and return the numbers of the samples that can be relied on."""
+    of_shard = np.repeat(np.arange(len(index.paths)), index.sizes)
+    trusted = [number for number, path in enumerate(index.paths) if path not in changed]
+    numbers = np.flatnonzero(np.isin(of_shard, trusted))
+    scene, captures, channels, types, ranges = None, set(), set(), set(), set()
+    for number in numbers:
+        _, sample = index.sample(int(number))
+        if _scene(sample.key) != scene:  # the tiles of a scene follow one another
+            scene = _scene(sample.key)
+            result.scenes += 1
+        captures.add(len(sample.captures))
+        channels.add(sample.shape[2])
+        types.add(sample.dtype)
+        ranges.add((sample.black, sample.white))
+    result.samples = len(numbers)
+    result.captures = [min(captures), max(captures)] if captures else []
+    result.channels, result.types = sorted(channels), sorted(types)
+    result.ranges = [list(levels) for levels in sorted(ranges)]
+    return numbers
+
+
+def _find_ends(result: Audit, tiles: Sequence[tuple[Path, Sample]]) -> dict[int, tuple[float, float]]:
+    """Return the values at which each channel is clipped, infinite where it is not."""
+    extremes: dict[int, statistics.Extremes] = {}
+    for tar, sample in tiles:
+        captures = _read(tar, sample)
+        if not all(np.isfinite(planes).all() for planes in captures):
+            result.not_finite.append(sample.key)
+            continue
+        for planes in captures:
+            for channel, plane in enumerate(planes):
+                extremes.setdefault(channel, statistics.Extremes()).add(plane)
+    ends = {}
+    total = sum(one.total for one in extremes.values())
+    for channel, one in extremes.items():
+        (low, high), (low_share, high_share) = one.range, one.clipped()
+        ends[channel] = (low if low_share else -np.inf, high if high_share else np.inf)
+        result.clipped_low += low_share * one.total / total
+        result.clipped_high += high_share * one.total / total
+    if extremes:
+        result.lowest = min(one.range[0] for one in extremes.values())
+        result.highest = max(one.range[1] for one in extremes.values())
+    return ends
+
+
+def _measure(result: Audit, tiles: Sequence[tuple[Path, Sample]], ends: dict[int, tuple[float, float]]) -> None:
+    of_pairs: list[Blocks] = []
+    of_images: list[Blocks] = []
+    pattern = statistics.FixedPattern()
+    edges = np.linspace(result.lowest, max(result.highest, np.nextafter(result.lowest, np.inf)), HISTOGRAM + 1)
+    histogram = np.zeros(HISTOGRAM, np.int64)
+    for scene, members in itertools.groupby(tiles, key=lambda tile: _scene(tile[1].key)):
+        spectra: dict[int, np.ndarray] = {}
+        blocks: dict[int, list[Blocks]] = {}
+        width = 0
+        for tar, sample in members:
+            captures = _read(tar, sample)
+            histogram += sum(np.histogram(planes, edges)[0] for planes in captures)
+            if len(captures) > 1 and len(result.pictures) < 2:
+                result.pictures = [planes.transpose(1, 2, 0) for planes in captures[:2]]
+            elif not result.pictures:
+                result.pictures = [captures[0].transpose(1, 2, 0)]
+            pattern.add(_origin(sample.key), np.mean(captures, axis=0))
+            clipped = [_clipped(planes, ends) for planes in captures]
+            of_images.append(statistics.single_blocks(captures[0], clipped[0]))
+            for number, (first, second) in enumerate(itertools.pairwise(captures)):
+                if np.array_equal(first, second):
+                    result.identical.append(scene)
+                    continue
+                pair = statistics.pair_blocks(first, second, clipped[number] | clipped[number + 1])
+                blocks.setdefault(number, []).append(pair)
+                spectrum = registration.cross_power(first, second)
+                if number not in spectra or spectra[number].shape == spectrum.shape:
+                    spectra[number] = spectra.get(number, 0) + spectrum
+                    width = first.shape[2]
+        for number, spectrum in spectra.items():
+            joined = Blocks.join(blocks[number])
+            result.pairs.append(_compare(scene, number, spectrum, width, joined))
+            if not result.pairs[-1].displaced:
+                of_pairs.append(joined)
+    result.identical = sorted(set(result.identical))
+    result.histogram = histogram.tolist()
+    if of_pairs or not result.identical:
+        _measure_noise(result, Blocks.join(of_pairs or of_images), pattern, paired=bool(of_pairs))
+
+
+def _measure_noise(result: Audit, blocks: Blocks, pattern: statistics.FixedPattern, paired: bool) -> None:
+    blocks = blocks[blocks.clipped <= CLIPPED_BLOCK]
+    brightness, variance, count = statistics.noise_curve(blocks)
+    if not len(count):
+        return
+    line = statistics.fit_noise_line(brightness, variance, count)
+    level = float(variance.mean())
+    result.noise = Noise(
+        sigma=float(255 * np.sqrt(level)),
+        a=line.a,
+        b=line.b,
+        deviation=line.deviation,
+        brightness=brightness.tolist(),
+        variance=variance.tolist(),
+    )
+    fixed, error = pattern.variance()
+    independent = level if paired else max(level - fixed, 0)  # in the difference of a pair the pattern cancels
+    if np.isfinite(error) and level > 0:
+        result.fixed, result.fixed_error = fixed / (max(fixed, 0) + independent), error / level
+    if paired and level > 0:
+        shared = statistics.shared_variance(blocks)
+        result.shared = shared / (max(shared, 0) + level) if np.isfinite(shared) else None
+        result.autocorrelation = statistics.autocorrelation(blocks).tolist()
+        chosen = Blocks.join(statistics.smooth(blocks))
+        result.gain, result.offset = registration.fit_gain(*chosen.means.T)
+
+
+def _compare(scene: str, number: int, spectrum: np.ndarray, width: int, blocks: Blocks) -> Pair:
+    shift, error = registration.find_shift(spectrum, width)
+    usable = blocks[blocks.clipped <= CLIPPED_BLOCK]
+    usable = usable[usable.roughness <= np.median(usable.roughness)] if len(usable) else usable
+    gain, offset, difference, spread = 1.0, 0.0, 0.0, 0.0
+    if len(usable) >= statistics.LEAST:
+        first, second = usable.means.T
+        gain, offset = registration.fit_gain(first, second)
+        difference = float(np.sqrt(np.mean(((gain - 1) * first + offset) ** 2)))
+        spread = float(np.sqrt(2 * np.mean((second - gain * first - offset) ** 2) / len(usable)))
+    return Pair(
+        scene=scene,
+        first=number,
+        second=number + 1,
+        shift=shift.tolist(),
+        shift_error=error if np.isfinite(error) else None,
+        gain=gain,
+        offset=offset,
+        difference=difference,
+        difference_error=spread,
+    )
+
+
+def _read(tar: Path, sample: Sample) -> list[np.ndarray]:
+    window = (0, 0, *sample.shape[:2])
+    return [read_pixels(tar, sample, member, window).transpose(2, 0, 1) for member in sample.captures]
+
+
+def _clipped(planes: np.ndarray, ends: dict[int, tuple[float, float]]) -> np.ndarray:
+    low, high = np.array([ends[channel] for channel in range(len(planes))], planes.dtype).T[..., None, None]
+    return (planes <= low) | (planes >= high)
+
+
+def _scene(key: str) -> str:
+    match = _ORIGIN.fullmatch(key)
+    return match[1] if match else key
+
+
+def _origin(key: str) -> tuple[int, int]:
+    match = _ORIGIN.fullmatch(key)
+    return (int(match[2]), int(match[3])) if match else (0, 0)
