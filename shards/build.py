@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from n2n_dist.data import shard
 from n2n_dist.data.build import Options, build
+from n2n_dist.data.indexing import verify, write_index
 from n2n_dist.errors import run_command
 
 
@@ -23,10 +23,10 @@ def main() -> None:
         parser.add_argument("folder", type=Path)
         arguments = parser.parse_args()
         if arguments.action == "index":
-            shards = shard.write_index(arguments.folder)
+            shards = write_index(arguments.folder)
             print(f"{arguments.folder}: indexed {sum(s.samples for s in shards):,} samples in {len(shards)} shards")
         else:
-            shard.verify(arguments.folder)
+            verify(arguments.folder)
             print(f"{arguments.folder}: every tar is as it was indexed")
         return
     defaults = Options()

@@ -14,7 +14,7 @@ import numpy as np
 import webdataset
 
 from n2n_dist.data.image import SUFFIXES, Image, encode, find_images, read_image
-from n2n_dist.data.shard import write_index
+from n2n_dist.data.indexing import write_index
 from n2n_dist.errors import Refusal
 
 VALIDATION = "validation"

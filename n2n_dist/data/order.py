@@ -76,7 +76,7 @@ class Order:
             stop: behind the last of them.
 
         Yields:
-            samples seen before the batch that first needs the shard, and the shard; again when a stream gets to it again.
+            samples seen before the batch that needs the shard, and the shard; again when a stream comes to it again.
 
         """
         epoch, now = divmod(samples_seen // self.batch_size, self.batches_per_epoch)
@@ -88,9 +88,10 @@ class Order:
             for stream in range(first // share, -(-stop // share)):
                 low, high = max(first - stream * share, 0), min(stop - stream * share, share)  # of a batch's share
                 line = stream * span
-                place = np.arange(np.searchsorted(ends, line, "right"), np.searchsorted(ends, line + span - 1, "right") + 1)
-                begin = np.maximum(ends[place] - self.sizes[shards[place]] - line, 0)
-                step = np.maximum(-(-(begin - high + 1) // share), now)
+                begin, end = np.searchsorted(ends, [line, line + span - 1], "right")
+                place = np.arange(begin, end + 1)
+                starts = np.maximum(ends[place] - self.sizes[shards[place]] - line, 0)
+                step = np.maximum(-(-(starts - high + 1) // share), now)
                 # the stream may be past the shard, or step over a small one with the places that are not asked for
                 used = step * share + low < np.minimum(ends[place] - line, span)
                 steps.append(step[used])

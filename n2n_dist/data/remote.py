@@ -1,8 +1,8 @@
-"""Shards behind a URL: a cache on this machine's disk, and a thread that fills it ahead of training.
+"""Files behind a URL, and their cache on this machine's disk.
 
-Every process fetches what it needs by itself, so that what is read never depends on the thread. A file of the cache is
-complete or absent: it is downloaded under a temporary name by one process while the others wait, its size and sha256 are
-compared, and it is flushed and renamed. Past the limit the files that were used longest ago go first.
+Every process fetches what it needs by itself. A file of the cache is complete or absent: one process downloads it under a
+temporary name while the others wait, compares its size and sha256, flushes and renames it. Past the limit the files that
+were used longest ago go first.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import os
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -227,56 +226,7 @@ class RemoteFile:
         return self.url
 
 
-class Prefetcher(threading.Thread):
-    """Fetches the shards that this machine needs next; one runs on each machine.
-
-    It keeps less than half of the cache, and no more than an epoch, between itself and training.
-    """
-
-    def __init__(self, upcoming: Iterable[tuple[int, list[RemoteFile]]], cache: Cache, epoch: int) -> None:
-        """Prepare; `start` begins.
-
-        Args:
-            upcoming: (samples seen when they are first needed, files), in the order of the first.
-            cache: where the files go.
-            epoch: samples of an epoch.
-
-        """
-        super().__init__(daemon=True, name="prefetcher")
-        self.upcoming = upcoming
-        self.cache = cache
-        self.epoch = epoch
-        self.reached = 0
-        """Samples that training has seen; the loop sets this."""
-        self.stopped = threading.Event()
-        self._ahead: deque[tuple[int, list[RemoteFile]]] = deque()
-        self._bytes_ahead = 0
-
-    def run(self) -> None:
-        """Go on until `stopped` is set. A source that fails is tried again: who needs the file now will say so."""
-        for needed, files in self.upcoming:
-            size = sum(file.bytes for file in files)
-            while self._is_far(needed, size):
-                for _, waiting in self._ahead:
-                    for file in waiting:  # else they would go before files that are done with, but were used later
-                        self.cache.use(file)
-                if self.stopped.wait(0.2):
-                    return
-            self._ahead.append((needed, files))
-            self._bytes_ahead += size
-            for file in files:
-                while not self.stopped.is_set():
-                    try:
-                        self.cache.fetch(file)
-                        break
-                    except Unavailable:
-                        self.stopped.wait(self.cache.timeout)
-
-    def _is_far(self, needed: int, size: int) -> bool:
-        while self._ahead and self._ahead[0][0] <= self.reached:
-            self._bytes_ahead -= sum(file.bytes for file in self._ahead.popleft()[1])
-        full = bool(self._ahead) and self._bytes_ahead + size > self.cache.limit / 2
-        return full or needed > self.reached + self.epoch
+File = Path | RemoteFile
 
 
 class _Progress(fsspec.Callback):

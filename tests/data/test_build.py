@@ -9,7 +9,8 @@ from images import random_pixels
 
 from n2n_dist.data.build import VALIDATION, Options, build
 from n2n_dist.data.image import write_image
-from n2n_dist.data.shard import Index, read_pixels, verify
+from n2n_dist.data.indexing import verify
+from n2n_dist.data.shard import Index, read_pixels
 from n2n_dist.errors import Refusal
 
 

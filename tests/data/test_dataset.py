@@ -21,8 +21,9 @@ from n2n_dist.data.dataset import (
     make_loader,
 )
 from n2n_dist.data.image import encode, write_image
+from n2n_dist.data.indexing import write_index
 from n2n_dist.data.order import Order
-from n2n_dist.data.shard import Index, write_index
+from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 
 CPU = torch.device("cpu")

@@ -13,7 +13,8 @@ import webdataset
 from images import random_pixels
 
 from n2n_dist.data.image import encode, write_image
-from n2n_dist.data.shard import Index, read_pixels, verify, write_index
+from n2n_dist.data.indexing import verify, write_index
+from n2n_dist.data.shard import Index, read_pixels
 from n2n_dist.errors import Refusal
 
 
