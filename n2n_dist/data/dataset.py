@@ -29,7 +29,7 @@ class DataSettings:
     validation: Any = None
     """Folder or URL of shards to validate on, or a mapping {name: folder}; null for no validation."""
     cache: str | None = None
-    """Folder on each machine's disk for shards behind a URL; default n2n_dist-UID below $TMPDIR, else below /var/tmp."""
+    """Folder on each machine's disk for shards behind a URL; default: n2n_dist-UID in $TMPDIR, else in /var/tmp."""
     cache_gb: float = 50
     """GiB that the cache may take; shards that were used longest ago are removed."""
     timeout: float = 30
@@ -211,6 +211,29 @@ def folder_list(value: Any, name: str) -> list[Path | str]:
     if not isinstance(folders, list) or not folders or not all(isinstance(f, str) for f in folders):
         raise Refusal(f"{name} {value!r}: give a folder of shards or a list of folders")
     return [location(folder) for folder in folders]
+
+
+def open_data(
+    settings: DataSettings, seed: int, channels: int, source: str, slots: range
+) -> tuple[Index, Order, CropDataset]:
+    """Open the shards to train on, and check that they have what is asked for.
+
+    Args:
+        settings: of the data.
+        seed: of the run.
+        channels: of every image.
+        source: of the crops, as of `CropDataset`.
+        slots: places of every batch that are read on this machine.
+
+    Raises:
+        Refusal: names the setting or the shard, and the remedy.
+
+    """
+    index = Index(folder_list(settings.shards, "data.shards"), settings.open_cache())
+    index.require("data.shards", channels, captures=2 if source == "captures" else 1)
+    order = Order(index.sizes, seed, settings.batch, settings.streams)
+    index.require_room(-(-len(slots) * order.streams // order.batch_size))
+    return index, order, CropDataset(index, seed, settings.crop, source)
 
 
 def is_tolerated(bad: float, samples: int, max_bad: float) -> bool:

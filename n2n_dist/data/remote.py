@@ -1,8 +1,8 @@
 """Files behind a URL, and their cache on this machine's disk.
 
-Every process fetches what it needs by itself. A file of the cache is complete or absent: one process downloads it under a
-temporary name while the others wait, compares its size and sha256, flushes and renames it. Past the limit the files that
-were used longest ago go first.
+Every process fetches what it needs by itself. A file of the cache is complete or absent: one process downloads it under
+a temporary name while the others wait, compares its size and sha256, flushes and renames it. Past the limit the files
+that were used longest ago go first.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Cache:
         if self.use(file):
             return path
         if file.bytes > self.limit:
-            raise Unavailable(f"data.cache_gb {self.limit / GIB:g}: {file} alone takes {file.bytes:,} bytes; give more")
+            raise Unavailable(
+                f"data.cache_gb {self.limit / GIB:.3g}: {file} alone takes {file.bytes:,} bytes; give more"
+            )
         asked = time.time()
         with self._writable():
             locks = self.folder / "locks"
@@ -90,7 +92,7 @@ class Cache:
         try:
             os.utime(self._path(file))
             return self._path(file).stat().st_size == file.bytes
-        except FileNotFoundError:
+        except OSError:  # there is none, or the download will say what is wrong with the folder
             return False
 
     def read(self, url: str) -> bytes:
@@ -102,7 +104,8 @@ class Cache:
         """
         with self._writable():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            # a download that was left behind may still write there
+            with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as folder:
                 path = Path(folder) / "content"
                 self._download(url, None, None, path)
                 return path.read_bytes()

@@ -152,8 +152,8 @@ class Index:
         needed = sum(sizes[-streams - 1 :])  # one more, for the step into the next
         if needed > self.cache.limit:
             raise Refusal(
-                f"data.cache_gb {self.cache.limit / GIB:g}: {streams} shards are in use at once on this machine, which "
-                f"takes {needed / GIB:.3g}; give more, or lower data.streams (in a new run)"
+                f"data.cache_gb {self.cache.limit / GIB:.3g}: {streams} shards are in use at once on this machine, "
+                f"which takes {needed / GIB:.3g}; give more, or lower data.streams (in a new run)"
             )
 
     def remote_files(self, shard: int) -> list[RemoteFile]:

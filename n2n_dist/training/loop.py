@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from n2n_dist.data.dataset import CropDataset, RankOrder, folder_list, is_tolerated, make_loader
-from n2n_dist.data.order import Order
+from n2n_dist.data.dataset import RankOrder, is_tolerated, make_loader, open_data
 from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.data.remote import Unavailable
-from n2n_dist.data.shard import Index
 from n2n_dist.devices import autocast
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ResUNet
@@ -78,27 +76,22 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     plan = plan_batch(config.data.batch, config.train.micro_batch)
     dtype = autocast_type(config.train.precision)
     backend = Backend(plan, config.optim.clip, dtype, config.train.threads)
-    index, order, dataset = backend.on_all(lambda: _open_data(config, backend.machine_slots))
+    channels, crops = config.model.channels, config.pairs.crops
+    index, order, dataset = backend.on_all(
+        lambda: open_data(config.data, config.run.seed, channels, crops, backend.machine_slots)
+    )
 
     # networks, validation, optimiser
     torch.manual_seed(config.run.seed)
     network = ResUNet(config.model, config.data.crop).to(backend.device)
     ema = ResUNet(config.model, config.data.crop).to(backend.device).to(memory_format=memory_format(config.train))
     ema.eval().requires_grad_(False)
-    features = config.loss.extractor(config.model.channels)
+    features = config.loss.extractor(channels)
     features = features.to(backend.device) if features is not None else None
     arrange(network, features, config.train, backend)
+    sets, source = config.validation_sets(), config.pairs.source
     validation = backend.on_all(
-        lambda: Validation(
-            config.validation_sets(),
-            index.cache,
-            config.data.max_bad,
-            config.noise,
-            config.pairs.source,
-            config.validate,
-            config.model.channels,
-            backend.device,
-        )
+        lambda: Validation(sets, config.noise, source, config.validate, channels, backend.device, config.data)
     )
     optimizer = make_optimizer(network, config.optim)
 
@@ -121,7 +114,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
         if config.run.init:
             _start_from(network, config.run.init)
         ema.load_state_dict(network.state_dict())
-    example = torch.zeros(plan.micro_batch, config.model.channels, config.data.crop, config.data.crop)
+    example = torch.zeros(plan.micro_batch, channels, config.data.crop, config.data.crop)
     example = example.to(backend.device, memory_format=memory_format(config.train))
     model, stepper = backend.wrap(network, optimizer, example)
     places = RankOrder(order, progress.samples_seen, backend.rank, backend.world_size, plan.micro_batch)
@@ -232,15 +225,6 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     if backend.main:
         print(report.end(run_dir, progress, validation))
     backend.close()
-
-
-def _open_data(config: Config, slots: range) -> tuple[Index, Order, CropDataset]:
-    """Check that the shards have what the settings ask for; `slots` of every batch are read on this machine."""
-    index = Index(folder_list(config.data.shards, "data.shards"), config.data.open_cache())
-    index.require("data.shards", config.model.channels, captures=2 if config.pairs.crops == "captures" else 1)
-    order = Order(index.sizes, config.run.seed, config.data.batch, config.data.streams)
-    index.require_room(-(-len(slots) * order.streams // order.batch_size))
-    return index, order, CropDataset(index, config.run.seed, config.data.crop, config.pairs.crops)
 
 
 def _check_continuation(run_dir: Path, backend: Backend, found: tuple[Path, Progress] | None, wanted: Progress) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from n2n_dist.data.dataset import ATTEMPTS, is_tolerated
-from n2n_dist.data.remote import Cache, Unavailable
+from n2n_dist.data.dataset import ATTEMPTS, DataSettings, is_tolerated
+from n2n_dist.data.remote import Unavailable
 from n2n_dist.data.shard import Index, read_pixels
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled
@@ -69,21 +69,20 @@ class Validation:
     def __init__(
         self,
         sets: dict[str, Path | str],
-        cache: Cache,
-        max_bad: float,
         noise: Noise,
         source: str,
         settings: ValidateSettings,
         channels: int,
         device: torch.device,
+        data: DataSettings,
     ) -> None:
-        self.sets = {name: Index([folder], cache) for name, folder in sets.items()}
+        self.sets = {name: Index([folder], data.open_cache()) for name, folder in sets.items()}
         for name, index in self.sets.items():
             index.require(f"data.validation {name}", channels, captures=2 if source == "captures" else 1)
             for path, shard in zip(index.paths, index.shards, strict=True):
                 if min(shard.smallest) < SMALLEST:
                     raise Refusal(f"data.validation {name}: {path} has tiles below {SMALLEST} pixels; leave them out")
-        self.max_bad = max_bad
+        self.max_bad = data.max_bad
         self.noise = noise
         self.source = source
         self.settings = settings
