@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Image:
             raise Refusal(f"an image of shape {array.shape}: give [H, W] or [H, W, C] with 1 to 4 channels")
         black = 0.0 if black is None else black
         white = full_scale(array.dtype) if white is None else white
-        if not white > black:
+        if not (white > black and math.isfinite(white - black)):
             raise Refusal(f"white level {white:g} is not above black level {black:g}")
         return cls(pixels, black, white)
 
@@ -109,10 +110,7 @@ def decode(data: bytes, suffix: str) -> np.ndarray:
     try:
         match suffix.lower():
             case ".npy":
-                array = np.load(io.BytesIO(data), allow_pickle=False)
-                if not array.flags.c_contiguous:  # `read_pixels` takes rows out of the file
-                    raise Refusal("an array in Fortran order; save numpy.ascontiguousarray of it")
-                return array
+                return _decode_npy(data)
             case ".tif" | ".tiff":
                 return _decode_tiff(data)
             case ".png" if data[24:25] == b"\x10":  # bit depth 16, which Pillow would cut to 8 in colour
@@ -122,6 +120,8 @@ def decode(data: bytes, suffix: str) -> np.ndarray:
                 return _decode_pillow(data)
     except Refusal:
         raise
+    except PIL.UnidentifiedImageError:  # its message holds an address in memory
+        raise Refusal("damaged or not an image (no PNG or JPEG)") from None
     except Exception as error:  # each library has its own kinds of error for damaged bytes
         raise Refusal(f"damaged or not an image ({type(error).__name__}: {error})") from None
 
@@ -165,6 +165,21 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
         temporary.replace(path)
     except OSError as error:
         raise Refusal(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
+
+
+def _decode_npy(data: bytes) -> np.ndarray:
+    """Use the bytes as they are: `np.load` takes the memory that a header claims before it looks for the data."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, fortran, dtype = header(stream)
+    _check_size(math.prod(shape))
+    if fortran:  # `read_pixels` takes rows out of the file
+        raise Refusal("an array in Fortran order; save numpy.ascontiguousarray of it")
+    expected = stream.tell() + math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise Refusal(f"damaged or not an image ({len(data):,} bytes instead of {expected:,})")
+    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
 
 
 def _decode_pillow(data: bytes) -> np.ndarray:

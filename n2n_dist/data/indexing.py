@@ -77,8 +77,8 @@ def _scan(tar: Path) -> Iterator[Sample]:
                 if info.isdir():
                     continue
                 name = info.name.removeprefix("./")
-                if not info.isreg() or name.startswith("/") or ".." in name.split("/"):
-                    raise Refusal(f"{tar}: member {info.name!r} is a link, a device or leads outside; not used")
+                if not info.isreg() or info.issparse() or name.startswith("/") or ".." in name.split("/"):
+                    raise Refusal(f"{tar}: member {info.name!r} is a link, a device, sparse or leads outside; not used")
                 folder, _, base = name.rpartition("/")
                 stem, _, extension = base.partition(".")
                 sample = members.setdefault(f"{folder}/{stem}".removeprefix("/"), {})
@@ -99,11 +99,18 @@ def _describe(tar: Path, file: Any, key: str, members: dict[str, Member]) -> Sam
         file.seek(member.offset)
         return bytes(file.read(member.size))
 
-    images = {name: member for name, member in members.items() if member.extension in IMAGE_EXTENSIONS}
-    clean = next((member for name, member in images.items() if name.startswith("clean.")), None)
-    numbered = {int(name.split(".")[0]): m for name, m in images.items() if name.split(".")[0].isdecimal()}
-    captures = [numbered[number] for number in sorted(numbered)]
-    captures = captures or [member for name, member in images.items() if "." not in name]
+    images: dict[str, Member] = {}  # by what stands between key and extension: a number, `clean`, or nothing
+    for name, member in members.items():
+        part = name.rpartition(".")[0]
+        part = str(int(part)) if part.isdecimal() else part
+        if member.extension not in IMAGE_EXTENSIONS or not (part.isdecimal() or part in ("clean", "")):
+            continue
+        if part in images:
+            raise Refusal(f"{tar}: sample {key!r} has two images for KEY{part and '.'}{part} ({', '.join(members)})")
+        images[part] = member
+    clean = images.get("clean")
+    captures = [images[part] for part in sorted(filter(str.isdecimal, images), key=int)]
+    captures = captures or [image for part, image in images.items() if not part]
     if not captures:
         raise Refusal(f"{tar}: sample {key!r} has no image ({', '.join(members)}); wanted KEY.0.png or KEY.png")
     try:
@@ -112,7 +119,7 @@ def _describe(tar: Path, file: Any, key: str, members: dict[str, Member]) -> Sam
             Image.from_array(decode(read(m), f".{m.extension}"), settings.get("black"), settings.get("white"))
             for m in (*captures, *([clean] if clean else []))
         ]
-    except (Refusal, ValueError, TypeError, AttributeError) as error:
+    except (Refusal, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Refusal(f"{tar}: sample {key!r}: {error}") from None
     first = described[0].pixels
     if any(other.pixels.shape != first.shape or other.pixels.dtype != first.dtype for other in described):

@@ -42,20 +42,27 @@ class Prefetcher(threading.Thread):
             files = self.index.remote_files(shard)
             size = sum(file.bytes for file in files)
             while self._is_far(needed, size):
-                for _, waiting in self._ahead:
-                    for file in waiting:  # else they would go before files that are done with, but were used later
-                        self.index.cache.use(file)
+                self._keep()
                 if self.stopped.wait(0.5):
                     return
             self._ahead.append((needed, files))
             self._bytes_ahead += size
             for file in files:
+                if self.index.cache.use(file):
+                    continue
+                self._keep()
                 while not self.stopped.is_set():
                     try:
                         self.index.cache.fetch(file)
                         break
                     except Unavailable:
                         self.stopped.wait(self.index.cache.timeout)
+
+    def _keep(self) -> None:
+        """Mark what is still to come as used: else it would go before files that are done with, but were used later."""
+        for _, files in self._ahead:
+            for file in files:
+                self.index.cache.use(file)
 
     def _is_far(self, needed: int, size: int) -> bool:
         while self._ahead and self._ahead[0][0] <= self.reached:

@@ -195,7 +195,7 @@ def read_pixels(tar: File, sample: Sample, member: Member, window: tuple[int, in
         window: top, left, height and width.
 
     Raises:
-        Refusal: the bytes are not what the index says.
+        Refusal: the bytes are not what the index says, or a value is not finite.
         Unavailable: the tar cannot be fetched.
 
     """
@@ -212,11 +212,14 @@ def read_pixels(tar: File, sample: Sample, member: Member, window: tuple[int, in
                 file.seek(member.offset)
                 pixels = decode(file.read(member.size), f".{member.extension}")
                 rows = pixels.reshape(sample.shape)[top : top + height]
+        pixels = rows[:, left : left + width]
+        if dtype.kind == "f" and not np.isfinite(pixels).all():
+            raise ValueError("values that are not finite")
     except Unavailable:
         raise
     except (OSError, ValueError, Refusal) as error:
         raise Refusal(f"{tar}: sample {sample.key}: {error}") from None
-    return Image(rows[:, left : left + width], sample.black, sample.white).normalised()
+    return Image(pixels, sample.black, sample.white).normalised()
 
 
 def read_index(folder: Path | str, cache: Cache | None = None) -> list[Shard]:

@@ -8,6 +8,7 @@ import torch
 from n2n_dist.data.build import Options, build
 from n2n_dist.data.dataset import DataSettings
 from n2n_dist.data.image import write_image
+from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.noise.models import Gaussian, Poisson
@@ -89,6 +90,43 @@ def test_two_channels_have_no_lpips(backend: Backend, make_shards: Callable[...,
         model, backend
     )
     assert list(scores) == ["pair/noisy_psnr", "pair/psnr", "pair/ssim"]
+
+
+def test_an_unreadable_sample_is_replaced_and_named_up_to_the_tolerated_share(
+    backend: Backend, untrained: ResUNet, make_shards: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_shards(6, encoding="png", size=(40, 36, 3))
+    index = Index([folder])
+    settings = ValidateSettings(images=5)
+
+    def measure(max_bad: float) -> dict[str, float]:
+        data = DataSettings(max_bad=max_bad)
+        return Validation({"own": folder}, Gaussian(), "synthetic", settings, 3, CPU, data).run(untrained, backend)[0]
+
+    def damage(number: int) -> str:
+        tar, sample = index.sample(number)
+        with tar.open("r+b") as file:
+            file.seek(sample.captures[0].offset)
+            file.write(bytes(100))
+        return sample.key
+
+    whole = measure(0)
+    first = damage(2)
+    some = measure(0.001)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"replaced an unreadable sample of data.validation own: {index.paths[0]}: sample {first}: ")
+    assert some != whole
+    assert measure(0.001) == some
+    with pytest.raises(Refusal, match=r"data.max_bad 0: 1 of 5 samples of data.validation own cannot be read"):
+        measure(0)
+    damage(4)
+    with pytest.raises(Refusal, match=r"data.max_bad 0.3: 2 of 5 samples .* check the shards with: .* verify"):
+        measure(0.3)
+    assert measure(0.4).keys() == whole.keys()
+    for number in (0, 1, 3, 5):
+        damage(number)
+    with pytest.raises(Refusal, match=rf"data.validation: no sample can be read; the first: {index.paths[0]}: sample "):
+        measure(1)
 
 
 def test_no_set_is_nothing_to_do(backend: Backend, untrained: ResUNet) -> None:
