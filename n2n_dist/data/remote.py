@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from n2n_dist.errors import Refusal
 
@@ -51,6 +52,7 @@ class Cache:
                 1/32 of this to a half of it.
 
         """
+        self.own = folder is None  # others know its name, and what is in it is not compared again
         self.folder = folder or Path(os.environ.get("TMPDIR", "/var/tmp")) / f"n2n_dist-{os.getuid()}"
         self.limit = limit
         self.timeout = timeout
@@ -72,7 +74,7 @@ class Cache:
         asked = time.time()
         with self._writable():
             locks = self.folder / "locks"
-            locks.mkdir(parents=True, exist_ok=True)
+            locks.mkdir(exist_ok=True)
             given_up = locks / f"{path.name}.given-up"
             with FileLock(locks / f"{path.name}.lock"):
                 if self.use(file):
@@ -103,12 +105,12 @@ class Cache:
 
         """
         with self._writable():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # a download that was left behind may still write there
-            with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as folder:
-                path = Path(folder) / "content"
-                self._download(url, None, None, path)
-                return path.read_bytes()
+            folder = Path(tempfile.mkdtemp(dir=self.folder))
+            try:
+                self._download(url, None, None, folder / "content")
+                return (folder / "content").read_bytes()
+            finally:  # a download that was left behind may still write there
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, file: RemoteFile) -> Path:
         return self.folder / f"{file.sha256}-{file.url.rpartition('/')[2][-100:]}"
@@ -122,7 +124,8 @@ class Cache:
                 _compare(part, size, sha256)
                 with part.open("rb+") as file:
                     os.fsync(file.fileno())
-                part.replace(path)
+                with self._room():
+                    part.replace(path)
                 return
             except Exception as error:  # each file system has its own kinds of error
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -166,12 +169,12 @@ class Cache:
 
     def _make_room(self, size: int, part: Path) -> None:
         """Remove what was used longest ago until `size` bytes fit, and reserve them by the name of an empty file."""
-        with FileLock(self.folder / "room.lock"):
+        with self._room():
             total, files = size, []
             for entry in os.scandir(self.folder):
                 if entry.name.endswith(".part"):
                     total += self._reserved(entry, part)
-                elif entry.is_file() and entry.name != "room.lock":
+                elif "-" in entry.name and entry.is_file():
                     about = entry.stat()
                     total += about.st_size
                     files.append((about.st_mtime_ns, about.st_size, Path(entry.path)))
@@ -181,6 +184,10 @@ class Cache:
                 path.unlink(missing_ok=True)
                 total -= taken
             part.touch()
+
+    def _room(self) -> BaseFileLock:
+        """Lock the list of files, for a moment."""
+        return FileLock(self.folder / "room.lock")
 
     def _reserved(self, entry: os.DirEntry[str], own: Path) -> int:
         """Return the bytes that a download under way will take; remove what a killed process left of one."""
@@ -197,6 +204,9 @@ class Cache:
     @contextlib.contextmanager
     def _writable(self) -> Iterator[None]:
         try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.own and self.folder.stat().st_uid != os.getuid():
+                raise PermissionError(errno.EPERM, "it belongs to somebody else")
             yield
         except OSError as error:
             raise Unavailable(

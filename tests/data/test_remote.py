@@ -148,11 +148,16 @@ def test_a_full_disk_is_no_fault_of_the_source(files: Path, cache: Cache, monkey
     assert server.asked["0.tar"] == 1
 
 
-def test_the_default_folder_is_of_this_user_and_follows_tmpdir(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_is_of_this_user_and_follows_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/scratch/job")
     assert DataSettings().open_cache().folder == Path(f"/scratch/job/n2n_dist-{os.getuid()}")
     monkeypatch.delenv("TMPDIR")
     assert DataSettings().open_cache().folder == Path(f"/var/tmp/n2n_dist-{os.getuid()}")
+    cache = Cache()
+    monkeypatch.setattr(os, "getuid", lambda: -1)
+    cache.folder = tmp_path
+    with pytest.raises(Unavailable, match=rf"data.cache {tmp_path}: cannot be written \(it belongs to somebody else\)"):
+        cache.read("memory://a")
     chosen = DataSettings(cache="here", cache_gb=0.5, timeout=3).open_cache()
     assert (chosen.folder, chosen.limit, chosen.timeout) == (Path("here"), 1 << 29, 3)
 
