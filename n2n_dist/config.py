@@ -12,6 +12,7 @@ import omegaconf
 from omegaconf import OmegaConf
 
 from n2n_dist.data.dataset import DataSettings
+from n2n_dist.data.remote import location
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ModelSettings
 from n2n_dist.noise.models import MODELS, Gaussian, Poisson
@@ -55,8 +56,8 @@ class Config:
         """Write every setting, defaults too."""
         return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self)))
 
-    def validation_sets(self) -> dict[str, Path]:
-        """Return the named validation sets; a single one is called `validation`."""
+    def validation_sets(self) -> dict[str, Path | str]:
+        """Return the named validation sets, paths or URLs; a single one is called `validation`."""
         value = self.data.validation
         if value is None:
             return {}
@@ -65,7 +66,7 @@ class Config:
             isinstance(folder, str) and str(name).isidentifier() for name, folder in named.items()
         ):
             raise Refusal(f"data.validation {value!r}: give a folder of shards, {{name: folder, ...}}, or null")
-        return {name: Path(folder) for name, folder in named.items()}
+        return {name: location(folder) for name, folder in named.items()}
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that must agree when a run is continued, by key."""

@@ -15,8 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from n2n_dist.data import shard
 from n2n_dist.data.build import build, merge
+from n2n_dist.data.indexing import verify, write_index
 from n2n_dist.data.plan import Options, Report, parse_part, unfinished
 from n2n_dist.data.scenes import Grouping
 from n2n_dist.errors import Refusal, run_command
@@ -32,12 +32,12 @@ def main() -> None:
         parser.add_argument("--white", type=float, help="value that means full light, where the samples do not say")
         arguments = parser.parse_args()
         if arguments.action == "verify":
-            shard.verify(arguments.folder)
+            verify(arguments.folder)
             print(f"{arguments.folder}: every tar is as it was indexed")
         elif unfinished(arguments.folder):
             _say(arguments.folder, merge(arguments.folder))
         else:
-            shards = shard.write_index(arguments.folder, arguments.black, arguments.white)
+            shards = write_index(arguments.folder, arguments.black, arguments.white)
             print(f"{arguments.folder}: indexed {sum(s.samples for s in shards):,} samples in {len(shards)} shards")
         return
     defaults = Options()

@@ -1,6 +1,11 @@
 """Images that tests make up."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
+import tifffile
 
 
 def random_pixels(shape: tuple[int, ...], dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
@@ -32,3 +37,26 @@ def shifted(scene: np.ndarray, down: float, right: float) -> np.ndarray:
     height, width = scene.shape
     phase = np.fft.fftfreq(height)[:, None] * down + np.fft.rfftfreq(width) * right
     return np.fft.irfft2(np.fft.rfft2(scene) * np.exp(-2j * np.pi * phase), scene.shape)
+
+
+def big_png(side: int, bits: int) -> bytes:
+    """An RGB PNG of a hundred bytes that claims `side` x `side` pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, bits, 2, 0, 0, 0)
+    body = b"IDAT" + zlib.compress(bytes(100))
+    chunks = b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (header, body)
+    )
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def big_tiff(side: int) -> bytes:
+    """A grey, compressed TIFF of a few hundred bytes that claims `side` x `side` pixels."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((16, 16), np.uint8), compression="zlib", photometric="minisblack", metadata=None)
+    data = bytearray(buffer.getvalue())
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        for name in ("ImageWidth", "ImageLength"):
+            tag = file.pages.first.tags[name]
+            struct.pack_into("<HI", data, tag.offset + 2, 4, 1)  # one number of 32 bits
+            struct.pack_into("<I", data, tag.valueoffset, side)
+    return bytes(data)

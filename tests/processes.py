@@ -71,6 +71,7 @@ def run(
     zero: int = 0,
     pairs: Path | None = None,
     kill_at: int | None = None,
+    variables: dict[str, str] | None = None,
     timeout: float = 150,
 ) -> Finished:
     """Run a script of the repository, from its root, and wait for it.
@@ -82,6 +83,7 @@ def run(
         zero: stage of DeepSpeed's ZeRO; 0: none.
         pairs: folder for the digests of all pairs that a training run sees.
         kill_at: position in the run at which every rank is killed.
+        variables: of the environment, on top of a launcher's.
         timeout: seconds after which the ranks are killed and the test fails.
 
     """
@@ -90,8 +92,9 @@ def run(
         outputs = [Path(folder) / str(rank) for rank in range(max(world, 1))]
         ranks = []
         for rank, output in enumerate(outputs):
-            variables = _launched(rank, world, port, zero) if world else {}
-            arguments_ = (script, [str(a) for a in arguments], variables, output, pairs, kill_at)
+            launched = _launched(rank, world, port, zero) if world else {}
+            given = launched | (variables or {})
+            arguments_ = (script, [str(a) for a in arguments], given, output, pairs, kill_at)
             ranks.append(_server.Process(target=_rank, args=arguments_))
         try:
             with mock.patch.dict(os.environ, WITHOUT_GPU):

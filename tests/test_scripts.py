@@ -13,7 +13,7 @@ from images import random_pixels
 from processes import ROOT, TINY, run
 
 from n2n_dist.data.image import read_image, write_image
-from n2n_dist.data.shard import write_index
+from n2n_dist.data.indexing import write_index
 
 DEMO = ROOT / "shards/demo/train"
 

@@ -20,8 +20,10 @@ import numpy as np
 from n2n_dist.data import registration, statistics
 from n2n_dist.data.audit_findings import Finding, find
 from n2n_dist.data.audit_page import draw, table
-from n2n_dist.data.build import VALIDATION
-from n2n_dist.data.shard import INDEX, Index, Sample, differing, read_pixels
+from n2n_dist.data.indexing import differing
+from n2n_dist.data.plan import VALIDATION
+from n2n_dist.data.remote import File
+from n2n_dist.data.shard import INDEX, Index, Sample, read_pixels
 from n2n_dist.data.statistics import Blocks
 from n2n_dist.errors import Refusal
 
@@ -104,8 +106,8 @@ class Audit:
     """Black and white level of the samples in the file's values; all that occur."""
     measured: int = 0
     """Samples whose pixels were measured."""
-    not_finite: list[str] = field(default_factory=list)
-    """Keys of samples with NaN or infinite pixels, which were not measured."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Keys of samples that are damaged or hold NaN or infinite pixels, which were not measured, and why."""
     lowest: float = 0.0
     highest: float = 0.0
     clipped_low: float = 0.0
@@ -164,7 +166,7 @@ def audit(folder: Path, samples: int = SAMPLES) -> Audit:
         samples: tiles to measure; the digests are those of all tars.
 
     Raises:
-        Refusal: no index, a tar that is missing or of another size, or a sample that cannot be read.
+        Refusal: no index, or a tar that is missing or of another size.
 
     """
     if samples < 1:
@@ -176,7 +178,7 @@ def audit(folder: Path, samples: int = SAMPLES) -> Audit:
     tiles = [index.sample(int(number)) for number in chosen]
     tiles = [(tar, sample) for tar, sample in tiles if min(sample.shape[:2]) >= SMALLEST]
     ends = _find_ends(result, tiles)
-    tiles = [(tar, sample) for tar, sample in tiles if sample.key not in result.not_finite]
+    tiles = [(tar, sample) for tar, sample in tiles if sample.key not in result.unreadable]
     result.measured = len(tiles)
     if tiles:
         _measure(result, tiles, ends)
@@ -193,30 +195,30 @@ def _describe(result: Audit, index: Index, changed: Sequence[Path]) -> np.ndarra
     of_shard = np.repeat(np.arange(len(index.paths)), index.sizes)
     trusted = [number for number, path in enumerate(index.paths) if path not in changed]
     numbers = np.flatnonzero(np.isin(of_shard, trusted))
-    scene, captures, channels, types, ranges = None, set(), set(), set(), set()
+    keys, captures, channels, types, ranges = [], set(), set(), set(), set()
     for number in numbers:
         _, sample = index.sample(int(number))
-        if _scene(sample.key) != scene:  # the tiles of a scene follow one another
-            scene = _scene(sample.key)
-            result.scenes += 1
+        keys.append(sample.key)
         captures.add(len(sample.captures))
         channels.add(sample.shape[2])
         types.add(sample.dtype)
         ranges.add((sample.black, sample.white))
+    result.scenes = len(set(map(_scene, keys)))
     result.samples = len(numbers)
     result.captures = [min(captures), max(captures)] if captures else []
     result.channels, result.types = sorted(channels), sorted(types)
     result.ranges = [list(levels) for levels in sorted(ranges)]
-    return numbers
+    return numbers[np.argsort(keys, kind="stable")] if keys else numbers  # the tiles of a scene follow one another
 
 
-def _find_ends(result: Audit, tiles: Sequence[tuple[Path, Sample]]) -> dict[int, tuple[float, float]]:
+def _find_ends(result: Audit, tiles: Sequence[tuple[File, Sample]]) -> dict[int, tuple[float, float]]:
     """Return the values at which each channel is clipped, infinite where it is not."""
     extremes: dict[int, statistics.Extremes] = {}
     for tar, sample in tiles:
-        captures = _read(tar, sample)
-        if not all(np.isfinite(planes).all() for planes in captures):
-            result.not_finite.append(sample.key)
+        try:
+            captures = _read(tar, sample)
+        except Refusal as refusal:
+            result.unreadable[sample.key] = str(refusal)
             continue
         for planes in captures:
             for channel, plane in enumerate(planes):
@@ -234,7 +236,7 @@ def _find_ends(result: Audit, tiles: Sequence[tuple[Path, Sample]]) -> dict[int,
     return ends
 
 
-def _measure(result: Audit, tiles: Sequence[tuple[Path, Sample]], ends: dict[int, tuple[float, float]]) -> None:
+def _measure(result: Audit, tiles: Sequence[tuple[File, Sample]], ends: dict[int, tuple[float, float]]) -> None:
     of_pairs: list[Blocks] = []
     of_images: list[Blocks] = []
     pattern = statistics.FixedPattern()
@@ -325,7 +327,7 @@ def _compare(scene: str, number: int, spectrum: np.ndarray, width: int, blocks: 
     )
 
 
-def _read(tar: Path, sample: Sample) -> list[np.ndarray]:
+def _read(tar: File, sample: Sample) -> list[np.ndarray]:
     window = (0, 0, *sample.shape[:2])
     return [read_pixels(tar, sample, member, window).transpose(2, 0, 1) for member in sample.captures]
 

@@ -82,12 +82,13 @@ def _tars(audit: Audit) -> Iterator[Finding]:
 
 
 def _pixels(audit: Audit) -> Iterator[Finding]:
-    if audit.not_finite:
+    if audit.unreadable:
         yield Finding(
             HARMS,
-            "not finite",
-            f"samples with NaN or infinite pixels, {len(audit.not_finite)}: {_some(audit.not_finite)}",
-            "one of them ends training; repair or remove their images and build the shards again",
+            "unreadable",
+            f"samples that are damaged, or hold NaN or infinite pixels, {len(audit.unreadable)}: "
+            f"{_some(list(audit.unreadable))}",
+            "training replaces them by others; repair or remove their images and build the shards again",
         )
     if not audit.measured:
         yield Finding(NOTE, "no pixels", "no sample could be measured", "audited are tiles of 32 pixels or more")

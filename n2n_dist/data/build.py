@@ -23,10 +23,11 @@ from pathlib import Path
 import webdataset
 
 from n2n_dist.data.image import Image, encode, read_frames
+from n2n_dist.data.indexing import index_tar, write_json, write_list
 from n2n_dist.data.order import permutation
 from n2n_dist.data.plan import BUILDING, Group, Options, Plan, Report, make_plan, origins, read_plan
 from n2n_dist.data.scenes import Scene
-from n2n_dist.data.shard import Shard, index_tar, write_json, write_list
+from n2n_dist.data.shard import Shard
 from n2n_dist.errors import Refusal
 
 Sample = dict[str, str | bytes]

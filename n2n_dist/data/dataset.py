@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from n2n_dist.data.order import Order
+from n2n_dist.data.remote import GIB, Cache, Unavailable, location
 from n2n_dist.data.shard import Index, read_pixels
 from n2n_dist.errors import Refusal
 from n2n_dist.noise import keys
@@ -24,9 +25,15 @@ class DataSettings:
     """Where samples come from and how they are grouped."""
 
     shards: Any = "shards/demo/train"
-    """Folder of shards, or a list of folders that are read as one."""
+    """Folder or URL (https://, s3://, ...) of shards, or a list of them that are read as one."""
     validation: Any = None
-    """Folder of shards to validate on, or a mapping {name: folder}; null for no validation."""
+    """Folder or URL of shards to validate on, or a mapping {name: folder}; null for no validation."""
+    cache: str | None = None
+    """Folder on each machine's disk for shards behind a URL; default: n2n_dist-UID in $TMPDIR, else in /var/tmp."""
+    cache_gb: float = 50
+    """GiB that the cache may take; shards that were used longest ago are removed."""
+    timeout: float = 30
+    """Seconds of silence after which a download is tried again; a source is given up after six tries."""
     crop: int = 128
     """Height and width of a training crop in pixels."""
     batch: int = 16
@@ -46,7 +53,14 @@ class DataSettings:
             raise Refusal(f"data.streams {self.streams}: must be 1 or more")
         if not 0 <= self.max_bad <= 1:
             raise Refusal(f"data.max_bad {self.max_bad}: must be between 0 and 1")
+        for name in ("cache_gb", "timeout"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise Refusal(f"data.{name} {getattr(self, name)}: must be above 0")
         folder_list(self.shards, "data.shards")
+
+    def open_cache(self) -> Cache:
+        """Return the cache for shards behind a URL; nothing is written before it is used."""
+        return Cache(Path(self.cache) if self.cache else None, int(self.cache_gb * GIB), self.timeout)
 
 
 @dataclass
@@ -59,8 +73,8 @@ class Batch:
     """Number of each sample in the index, int64 [B]."""
     images: torch.Tensor
     """float32 [B, K, C, H, W], black 0 and white 1. K = 1: the image itself; K = 2: input and target capture."""
-    bad: list[str] = field(default_factory=list)
-    """One message for each sample that could not be read and was replaced."""
+    bad: list[Refusal] = field(default_factory=list)
+    """One message for each sample that could not be read and was replaced; zeros where one is `Unavailable`."""
 
     def pin_memory(self) -> Batch:
         """Move the crops to page-locked memory, from which a GPU copies without waiting."""
@@ -96,20 +110,26 @@ class CropDataset(torch.utils.data.Dataset):
         self.seed = seed
         self.crop = crop
         self.source = source
+        self.gone: Unavailable | None = None
+        """Why nothing more is read by this process: no other sample stands in for those of a source that is gone."""
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[int, int, torch.Tensor, list[str]]:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, int, torch.Tensor, list[Refusal]]:
         """Read a crop; one that cannot be read is replaced by a sample that only the position chooses."""
         position, sample = place
-        bad: list[str] = []
-        for attempt in range(ATTEMPTS):
+        bad: list[Refusal] = []
+        for attempt in range(0 if self.gone else ATTEMPTS):
             try:
                 return position, sample, self._read(position, sample), bad
+            except Unavailable as gone:
+                self.gone = gone
+                break
             except Refusal as refusal:
-                bad.append(str(refusal))
+                bad.append(refusal)
                 sample = keys.integer(self.seed, position, f"replacement-{attempt}", len(self.index))
         # nothing is left to read: the loop will stop all ranks together
         channels = self.index.shards[0].channels[0]
         images = 1 if self.source == "image" else 2
+        bad = [self.gone] if self.gone else bad
         return position, sample, torch.zeros(images, channels, self.crop, self.crop), bad
 
     def _read(self, position: int, number: int) -> torch.Tensor:
@@ -159,7 +179,7 @@ class RankOrder(torch.utils.data.Sampler):
             samples_seen += self.order.batch_size
 
 
-def collate(items: Sequence[tuple[int, int, torch.Tensor, list[str]]]) -> Batch:
+def collate(items: Sequence[tuple[int, int, torch.Tensor, list[Refusal]]]) -> Batch:
     """Stack crops; of a sample that was replaced, keep the first message."""
     positions, samples, images, bad = zip(*items, strict=True)
     return Batch(
@@ -185,12 +205,40 @@ def make_loader(
     )
 
 
-def folder_list(value: Any, name: str) -> list[Path]:
-    """Read a setting that is one folder or a list of folders."""
+def folder_list(value: Any, name: str) -> list[Path | str]:
+    """Read a setting that is one folder or URL or a list of them; a URL stays a string."""
     folders = [value] if isinstance(value, str) else value
     if not isinstance(folders, list) or not folders or not all(isinstance(f, str) for f in folders):
         raise Refusal(f"{name} {value!r}: give a folder of shards or a list of folders")
-    return [Path(folder) for folder in folders]
+    return [location(folder) for folder in folders]
+
+
+def open_data(
+    settings: DataSettings, seed: int, channels: int, source: str, slots: range
+) -> tuple[Index, Order, CropDataset]:
+    """Open the shards to train on, and check that they have what is asked for.
+
+    Args:
+        settings: of the data.
+        seed: of the run.
+        channels: of every image.
+        source: of the crops, as of `CropDataset`.
+        slots: places of every batch that are read on this machine.
+
+    Raises:
+        Refusal: names the setting or the shard, and the remedy.
+
+    """
+    index = Index(folder_list(settings.shards, "data.shards"), settings.open_cache())
+    index.require("data.shards", channels, captures=2 if source == "captures" else 1)
+    order = Order(index.sizes, seed, settings.batch, settings.streams)
+    index.require_room(-(-len(slots) * order.streams // order.batch_size))
+    return index, order, CropDataset(index, seed, settings.crop, source)
+
+
+def is_tolerated(bad: float, samples: int, max_bad: float) -> bool:
+    """Say whether so many bad samples are within the tolerated share; a single one is no share yet."""
+    return bad <= max_bad * samples or (bad == 1 and max_bad > 0)
 
 
 def _one_thread(worker: int) -> None:

@@ -84,6 +84,8 @@ def damage_refused() -> Iterator[None]:
         yield
     except Refusal:
         raise
+    except PIL.UnidentifiedImageError:  # its message holds an address in memory
+        raise Refusal("damaged or not an image (no PNG or JPEG)") from None
     except Exception as error:
         raise Refusal(f"damaged or not an image ({type(error).__name__}: {' '.join(str(error).split())})") from None
 

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import tifffile
 
-from n2n_dist.data.formats import MAX_CHANNELS, SUFFIXES, Range, damage_refused, full_range, open_frames
+from n2n_dist.data.formats import MAX_CHANNELS, MAX_PIXELS, SUFFIXES, Range, damage_refused, full_range, open_frames
 from n2n_dist.errors import Refusal
 
 PERCENTILES = (0, 1, 50, 99, 100)
@@ -49,7 +49,7 @@ class Image:
         lowest, highest = full_range(array.dtype) or (0.0, 1.0)
         black = lowest if black is None else black
         white = highest if white is None else white
-        if not white > black:
+        if not (white > black and math.isfinite(white - black)):
             raise Refusal(f"white level {white:g} is not above black level {black:g}")
         return cls(pixels, black, white)
 
@@ -145,20 +145,29 @@ def npy_stand_in(start: bytes, size: int) -> np.ndarray:
         Refusal: damaged, truncated, or a layout out of which rows cannot be read.
 
     """
-    with damage_refused():
-        shape, dtype, fortran, offset = _npy_header(start[: 10 + int.from_bytes(start[8:10], "little")])
-    if fortran:
-        raise Refusal("an array in Fortran order; save numpy.ascontiguousarray of it")
-    if size != offset + math.prod(shape) * dtype.itemsize:
-        raise Refusal(f"damaged: an array of shape {shape} and type {dtype} in {size:,} bytes")
+    shape, dtype, _ = _npy_layout(start, size)
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
+def _npy_layout(start: bytes, size: int) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Return shape, type and where the values begin. Believes no header that claims more than there is."""
+    with damage_refused():
+        shape, dtype, fortran, offset = _npy_header(start[: 12 + int.from_bytes(start[8:10], "little")])
+    if math.prod(shape) > MAX_PIXELS:
+        raise Refusal(f"claims {math.prod(shape):,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")
+    if fortran:  # rows are taken out of the file
+        raise Refusal("an array in Fortran order; save numpy.ascontiguousarray of it")
+    if size != offset + math.prod(shape) * dtype.itemsize:
+        raise Refusal(f"damaged or not an image ({size:,} bytes for {dtype} of shape {shape})")
+    return shape, dtype, offset
+
+
 @functools.lru_cache(maxsize=64)  # the tiles of a shard are of a few sizes, and numpy's parser is slow
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype, bool, int]:
-    file = io.BytesIO(header)
-    np.lib.format.read_magic(file)
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+def _npy_header(start: bytes) -> tuple[tuple[int, ...], np.dtype, bool, int]:
+    file = io.BytesIO(start)
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, fortran, dtype = read(file)
     return shape, dtype, fortran, file.tell()
 
 
@@ -240,8 +249,10 @@ def _encode_tiff(frames: Sequence[np.ndarray]) -> bytes:
 
 
 def _decode_npy(data: bytes) -> np.ndarray:
+    """Use the bytes as they are: `np.load` takes the memory that a header claims before it looks for the data."""
+    shape, dtype, offset = _npy_layout(data[:NPY_HEADER], len(data))
     with damage_refused():
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        return np.frombuffer(data, dtype, offset=offset).reshape(shape)
 
 
 def _range(known: Range | None, black: float | None, white: float | None) -> Range:

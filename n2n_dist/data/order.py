@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -65,6 +66,40 @@ class Order:
         span = self.batches_per_epoch * share
         line = np.arange(self.streams)[:, None] * span + step * share + np.arange(share)
         return self._at(epoch, line.ravel())
+
+    def upcoming_shards(self, samples_seen: int, first: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield, for ever, the shards that places [first, stop) of the batches walk into, in the order of their use.
+
+        Args:
+            samples_seen: samples that came before, a multiple of B.
+            first: of the places, such as those of one machine's ranks.
+            stop: behind the last of them.
+
+        Yields:
+            samples seen before the batch that needs the shard, and the shard; again when a stream comes to it again.
+
+        """
+        epoch, now = divmod(samples_seen // self.batch_size, self.batches_per_epoch)
+        share = self.batch_size // self.streams
+        span = self.batches_per_epoch * share
+        while True:
+            shards, ends = self._epoch(epoch)
+            steps, places = [], []
+            for stream in range(first // share, -(-stop // share)):
+                low, high = max(first - stream * share, 0), min(stop - stream * share, share)  # of a batch's share
+                line = stream * span
+                begin, end = np.searchsorted(ends, [line, line + span - 1], "right")
+                place = np.arange(begin, end + 1)
+                starts = np.maximum(ends[place] - self.sizes[shards[place]] - line, 0)
+                step = np.maximum(-(-(starts - high + 1) // share), now)
+                # the stream may be past the shard, or step over a small one with the places that are not asked for
+                used = step * share + low < np.minimum(ends[place] - line, span)
+                steps.append(step[used])
+                places.append(place[used])
+            found = np.unique(np.stack([np.concatenate(steps), np.concatenate(places)], axis=1), axis=0)
+            for step, place in found.tolist():
+                yield (epoch * self.batches_per_epoch + step) * self.batch_size, int(shards[place])
+            epoch, now = epoch + 1, 0
 
     def _at(self, epoch: int, line: np.ndarray) -> np.ndarray:
         """Return the samples at the given places of an epoch's line."""

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from n2n_dist.data.indexing import write_json
 from n2n_dist.data.order import permutation
 from n2n_dist.data.scenes import Frame, Grouping, Scene, find_scenes
-from n2n_dist.data.shard import write_json
 from n2n_dist.errors import Refusal
 
 VALIDATION = "validation"

@@ -3,7 +3,8 @@
 A sample KEY is `KEY.json` (source, tile origin, black and white level, bit depth), `KEY.0.<ext>`,
 `KEY.1.<ext>`, ... (one member a capture) and optionally `KEY.clean.<ext>` (a reference). `KEY.<ext>` from a
 tar written by others is one capture. Beside `NAME.tar` stands `NAME.index.json`, the offset and size of every
-member, read only when a sample of that shard is; `index.json` lists the shards.
+member, read only when a sample of that shard is; `index.json` lists the shards. A folder of shards may lie on this
+machine or behind a URL.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from n2n_dist.data.image import NPY_HEADER, Image, decode, npy_stand_in
+from n2n_dist.data.image import Image, decode
+from n2n_dist.data.remote import GIB, Cache, File, RemoteFile, Unavailable
 from n2n_dist.errors import Refusal
 
 INDEX = "index.json"
 MEMBERS = ".index.json"
-FORMAT = 1
-IMAGE_EXTENSIONS = ("npy", "png", "tif", "tiff", "jpg", "jpeg")
+FORMAT = 2
 
 
 @dataclass
@@ -59,6 +60,9 @@ class Shard:
     samples: int
     bytes: int
     sha256: str
+    index_bytes: int
+    """Size of `NAME.index.json`."""
+    index_sha256: str
     channels: list[int]
     captures: int
     """The smallest number of captures of a sample."""
@@ -71,20 +75,36 @@ class Shard:
 class Index:
     """The shards of one or several folders, in a fixed order; samples are numbered through all of them."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        """Read every folder's `index.json` and compare the sizes of its tars.
+    def __init__(self, folders: Sequence[Path | str], cache: Cache | None = None) -> None:
+        """Read every folder's `index.json` and compare the sizes of its tars, where they lie on this machine.
+
+        Args:
+            folders: paths, and URLs as strings.
+            cache: for what lies behind a URL.
 
         Raises:
             Refusal: a folder, index or tar is missing, empty, or not the one that was indexed.
 
         """
+        self.cache = cache or Cache()
         self.shards: list[Shard] = []
-        self.paths: list[Path] = []
+        self.paths: list[File] = []
+        """The tars."""
+        self.members: list[File] = []
+        """Their lists of members."""
         for folder in folders:
-            for shard in _read_index(folder):
-                _check_tar(folder / shard.name, shard)
+            for shard in read_index(folder, self.cache):
+                members = Path(shard.name).with_suffix(MEMBERS).name
                 self.shards.append(shard)
-                self.paths.append(folder / shard.name)
+                if isinstance(folder, Path):
+                    check_tar(folder / shard.name, shard)
+                    self.paths.append(folder / shard.name)
+                    self.members.append(folder / members)
+                else:
+                    self.paths.append(RemoteFile(f"{folder}/{shard.name}", shard.bytes, shard.sha256, self.cache))
+                    self.members.append(
+                        RemoteFile(f"{folder}/{members}", shard.index_bytes, shard.index_sha256, self.cache)
+                    )
         self.sizes = np.array([shard.samples for shard in self.shards], np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
 
@@ -117,19 +137,53 @@ class Index:
                     "shards with --captures folder"
                 )
 
+    def require_room(self, streams: int) -> None:
+        """Check that the cache can hold the shards that are in use at once.
+
+        Args:
+            streams: places of the epoch that this machine reads from.
+
+        Raises:
+            Refusal: names both numbers.
+
+        """
+        files = [self.remote_files(shard) for shard in range(len(self.shards))]
+        sizes = sorted(sum(file.bytes for file in shard) for shard in files)
+        needed = sum(sizes[-streams - 1 :])  # one more, for the step into the next
+        if needed > self.cache.limit:
+            raise Refusal(
+                f"data.cache_gb {self.cache.limit / GIB:.3g}: {streams} shards are in use at once on this machine, "
+                f"which takes {needed / GIB:.3g}; give more, or lower data.streams (in a new run)"
+            )
+
+    def remote_files(self, shard: int) -> list[RemoteFile]:
+        """Return what has to be fetched before the samples of a shard can be read."""
+        return [file for file in (self.members[shard], self.paths[shard]) if isinstance(file, RemoteFile)]
+
+    @property
+    def remote(self) -> bool:
+        """Whether any shard lies behind a URL."""
+        return any(isinstance(path, RemoteFile) for path in self.paths)
+
     @property
     def fingerprint(self) -> str:
         """A digest of the content: equal for the same samples in the same order, wherever they lie."""
         return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
-    def sample(self, number: int) -> tuple[Path, Sample]:
-        """Return the tar and the description of sample `number` in [0, len(self))."""
+    def sample(self, number: int) -> tuple[File, Sample]:
+        """Return the tar and the description of sample `number` in [0, len(self)).
+
+        Raises:
+            Refusal: the tar, or its list of members, is not the one that was indexed.
+            Unavailable: one of them cannot be fetched.
+
+        """
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        samples = _samples(self.paths[shard], self.shards[shard].samples)
+        samples = _samples(self.paths[shard], self.members[shard], self.shards[shard].index_sha256)
         return self.paths[shard], samples[number - int(self._starts[shard])]
 
 
-def read_pixels(tar: Path, sample: Sample, member: Member, window: tuple[int, int, int, int]) -> np.ndarray:
+def read_pixels(tar: File, sample: Sample, member: Member, window: tuple[int, int, int, int]) -> np.ndarray:
     """Read one window of a member as float32 [height, width, C], black at 0 and white at 1, not clipped.
 
     Of an uncompressed member (`.npy`) only the rows of the window are read.
@@ -141,7 +195,8 @@ def read_pixels(tar: Path, sample: Sample, member: Member, window: tuple[int, in
         window: top, left, height and width.
 
     Raises:
-        Refusal: the bytes are not what the index says.
+        Refusal: the bytes are not what the index says, or a value is not finite.
+        Unavailable: the tar cannot be fetched.
 
     """
     top, left, height, width = window
@@ -157,197 +212,91 @@ def read_pixels(tar: Path, sample: Sample, member: Member, window: tuple[int, in
                 file.seek(member.offset)
                 pixels = decode(file.read(member.size), f".{member.extension}")
                 rows = pixels.reshape(sample.shape)[top : top + height]
+        pixels = rows[:, left : left + width]
+        if dtype.kind == "f" and not np.isfinite(pixels).all():
+            raise ValueError("values that are not finite")
+    except Unavailable:
+        raise
     except (OSError, ValueError, Refusal) as error:
         raise Refusal(f"{tar}: sample {sample.key}: {error}") from None
-    return Image(rows[:, left : left + width], sample.black, sample.white).normalised()
+    return Image(pixels, sample.black, sample.white).normalised()
 
 
-def write_index(folder: Path, black: float | None = None, white: float | None = None) -> list[Shard]:
-    """Index every `*.tar` of a folder, whoever wrote it.
-
-    Args:
-        folder: holds the tars.
-        black: value that means no light, for samples whose `KEY.json` does not say; default the type's smallest.
-        white: value that means full light, likewise; default the type's largest. Float images need it.
+def read_index(folder: Path | str, cache: Cache | None = None) -> list[Shard]:
+    """Read the list of shards of a folder, or of a URL through the cache.
 
     Raises:
-        Refusal: no tar, a damaged tar, or one whose samples cannot be used; names the sample and why.
+        Refusal: there is none, or it is damaged or of another version.
 
     """
-    tars = sorted(folder.glob("*.tar"))
-    if not tars:
-        raise Refusal(f"{folder}: no *.tar file to index")
-    if (folder / INDEX).is_file() and b'"format"' not in (folder / INDEX).read_bytes()[:20]:
-        raise Refusal(f"{folder / INDEX}: not written by this package, and would be replaced; move it away")
-    shards = [index_tar(tar, black, white) for tar in tars]
-    write_list(folder, shards)
-    return shards
-
-
-def index_tar(tar: Path, black: float | None = None, white: float | None = None, sha256: str | None = None) -> Shard:
-    """Look at every sample of a tar, write its members beside it, and describe it.
-
-    Args:
-        tar: the shard.
-        black: as for `write_index`.
-        white: as for `write_index`.
-        sha256: of its bytes, if known.
-
-    Raises:
-        Refusal: it is damaged or empty, or a sample cannot be used.
-
-    """
-    samples = list(_scan(tar, black, white))
-    if not samples:
-        raise Refusal(f"{tar}: no sample in it; remove it or build it again")
-    write_json(tar.with_suffix(MEMBERS), [asdict(sample) for sample in samples])
-    return Shard(
-        name=tar.name,
-        samples=len(samples),
-        bytes=tar.stat().st_size,
-        sha256=sha256 or _sha256(tar),
-        channels=sorted({sample.shape[2] for sample in samples}),
-        captures=min(len(sample.captures) for sample in samples),
-        clean=all(sample.clean is not None for sample in samples),
-        smallest=(min(s.shape[0] for s in samples), min(s.shape[1] for s in samples)),
-    )
-
-
-def write_list(folder: Path, shards: Sequence[Shard]) -> None:
-    """Write the `index.json` of a folder."""
-    write_json(folder / INDEX, {"format": FORMAT, "shards": [asdict(shard) for shard in shards]})
-
-
-def verify(folder: Path) -> None:
-    """Compare the digest of every tar with the index.
-
-    Raises:
-        Refusal: names the first tar that differs.
-
-    """
-    for tar in differing(folder):
-        raise Refusal(f"{tar}: not the bytes that were indexed; copy it again, or {_reindex(folder)}")
-
-
-def differing(folder: Path) -> Iterator[Path]:
-    """Yield the tars whose digest is not that of the index.
-
-    Raises:
-        Refusal: no index, or a tar that is missing or of another size.
-
-    """
-    for shard in _read_index(folder):
-        _check_tar(folder / shard.name, shard)
-        if _sha256(folder / shard.name) != shard.sha256:
-            yield folder / shard.name
-
-
-def _scan(tar: Path, black: float | None, white: float | None) -> Iterator[Sample]:
+    if isinstance(folder, Path):
+        path = str(folder / INDEX)
+        if not folder.is_dir():
+            raise Refusal(f"{folder}: no such folder of shards; make one with: python shards/build.py IMAGES {folder}")
+        if not (folder / INDEX).is_file():
+            raise Refusal(f"{path}: missing; {reindex(folder)}")
+        text = (folder / INDEX).read_bytes()
+    else:
+        path = f"{folder}/{INDEX}"
+        text = (cache or Cache()).read(path)
     try:
-        with tarfile.open(tar, "r:") as archive, tar.open("rb") as file:
-            members: dict[str, dict[str, Member]] = {}
-            for info in archive:
-                if info.isdir():
-                    continue
-                name = info.name.removeprefix("./")
-                if not info.isreg() or name.startswith("/") or ".." in name.split("/"):
-                    raise Refusal(f"{tar}: member {info.name!r} is a link, a device or leads outside; not used")
-                folder, _, base = name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                sample = members.setdefault(f"{folder}/{stem}".removeprefix("/"), {})
-                if extension in sample:
-                    raise Refusal(f"{tar}: member {info.name!r} stands in it twice; build the tar again")
-                sample[extension] = Member(extension.rpartition(".")[2].lower(), info.offset_data, info.size)
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile stops at a bad header
-                raise tarfile.ReadError("no end mark after the last readable member")
-            for key, sample in members.items():
-                yield _describe(tar, file, key, sample, black, white)
-    except (tarfile.TarError, EOFError) as error:
-        raise Refusal(f"{tar}: truncated or not a tar ({error}); copy or build it again") from None
-
-
-def _describe(
-    tar: Path, file: Any, key: str, members: dict[str, Member], black: float | None, white: float | None
-) -> Sample:
-    def read(member: Member, most: int | None = None) -> bytes:
-        file.seek(member.offset)
-        return bytes(file.read(member.size if most is None else min(most, member.size)))
-
-    def look(member: Member) -> np.ndarray:
-        if member.extension == "npy":  # complete when its length is right
-            return npy_stand_in(read(member, NPY_HEADER), member.size)
-        return decode(read(member), f".{member.extension}")
-
-    images = {name: member for name, member in members.items() if member.extension in IMAGE_EXTENSIONS}
-    clean = next((member for name, member in images.items() if name.startswith("clean.")), None)
-    numbered = {int(name.split(".")[0]): m for name, m in images.items() if name.split(".")[0].isdecimal()}
-    captures = [numbered[number] for number in sorted(numbered)]
-    captures = captures or [member for name, member in images.items() if "." not in name]
-    if not captures:
-        raise Refusal(f"{tar}: sample {key!r} has no image ({', '.join(members)}); wanted KEY.0.png or KEY.png")
-    try:
-        settings = {"black": black, "white": white}
-        settings |= json.loads(read(members["json"])) if "json" in members else {}
-        decoded = [look(member) for member in (*captures, *([clean] if clean else []))]
-        if decoded[0].dtype == np.float32 and settings["white"] is None:
-            raise Refusal("float values whose range nobody says; give --white (and --black)")
-        described = [Image.from_array(array, settings["black"], settings["white"]) for array in decoded]
-    except (Refusal, ValueError, TypeError, AttributeError) as error:
-        raise Refusal(f"{tar}: sample {key!r}: {error}") from None
-    first = described[0].pixels
-    if any(other.pixels.shape != first.shape or other.pixels.dtype != first.dtype for other in described):
-        raise Refusal(f"{tar}: sample {key!r}: its images differ in size, channels or type")
-    return Sample(
-        key=key,
-        captures=captures,
-        clean=clean,
-        shape=(first.shape[0], first.shape[1], first.shape[2]),
-        dtype=str(first.dtype),
-        black=float(described[0].black),
-        white=float(described[0].white),
-    )
-
-
-def _read_index(folder: Path) -> list[Shard]:
-    path = folder / INDEX
-    if not folder.is_dir():
-        raise Refusal(f"{folder}: no such folder of shards; make one with: python shards/build.py IMAGES {folder}")
-    if not path.is_file():
-        raise Refusal(f"{path}: missing; {_reindex(folder)}")
-    try:
-        content = json.loads(path.read_text())
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise Refusal(f"{path}: format {content['format']}, this version reads {FORMAT}; {reindex(folder)}")
         shards = [Shard(**shard) for shard in content["shards"]]
+        if not all(_is_sound(shard) for shard in shards):
+            raise ValueError("a shard with a name, number or digest that cannot be")
     except (ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"{path}: not an index of this version ({error!r}); {_reindex(folder)}") from None
-    if content.get("format") != FORMAT:
-        raise Refusal(f"{path}: format {content.get('format')}, this version reads {FORMAT}; {_reindex(folder)}")
+        raise Refusal(f"{path}: not an index of this version ({error!r}); {reindex(folder)}") from None
     if not shards:
         raise Refusal(f"{path}: lists no shard; build the shards again")
     return shards
 
 
-def _check_tar(tar: Path, shard: Shard) -> None:
+def _is_sound(shard: Shard) -> bool:
+    """Look at what becomes a path or a size: an index from elsewhere may say anything."""
+    numbers = (shard.samples, shard.bytes, shard.index_bytes, *shard.smallest, *shard.channels)
+    return (
+        re.fullmatch(r"[^/\\\0]+\.tar", shard.name) is not None
+        and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in (shard.sha256, shard.index_sha256))
+        and all(type(number) is int and number > 0 for number in numbers)
+    )
+
+
+def check_tar(tar: Path, shard: Shard) -> None:
+    """Compare a tar on this machine with the index, by its size alone.
+
+    Raises:
+        Refusal: it, or its list of members, is missing or of another size.
+
+    """
     if not tar.is_file():
-        raise Refusal(f"{tar}: missing, but the index lists it; copy it again, or {_reindex(tar.parent)}")
-    if not tar.with_suffix(MEMBERS).is_file():
-        raise Refusal(f"{tar.with_suffix(MEMBERS)}: missing; {_reindex(tar.parent)}")
-    size = tar.stat().st_size
-    if size != shard.bytes:
-        raise Refusal(
-            f"{tar}: {size:,} bytes, but the index says {shard.bytes:,}: truncated, or written since it was "
-            f"indexed; copy it again, or {_reindex(tar.parent)}"
-        )
+        raise Refusal(f"{tar}: missing, but the index lists it; copy it again, or {reindex(tar.parent)}")
+    members = tar.with_suffix(MEMBERS)
+    if not members.is_file():
+        raise Refusal(f"{members}: missing; {reindex(tar.parent)}")
+    for path, size in ((tar, shard.bytes), (members, shard.index_bytes)):
+        if path.stat().st_size != size:
+            raise Refusal(
+                f"{path}: {path.stat().st_size:,} bytes, but the index says {size:,}: truncated, or written since it "
+                f"was indexed; copy it again, or {reindex(tar.parent)}"
+            )
 
 
-def _reindex(folder: Path) -> str:
-    return f"index anew with: python shards/build.py index {folder}"
+def reindex(folder: Path | str) -> str:
+    """Say how to get an index that fits."""
+    if isinstance(folder, Path):
+        return f"index anew with: python shards/build.py index {folder}"
+    return "index the shards anew where they were built (python shards/build.py index FOLDER) and copy them there again"
 
 
 @functools.lru_cache(maxsize=256)
-def _samples(tar: Path, count: int) -> list[Sample]:
-    path = tar.with_suffix(MEMBERS)
+def _samples(tar: File, members: File, sha256: str) -> list[Sample]:
     try:
+        with members.open("rb") as file:
+            text = file.read()
+        if hashlib.sha256(text).hexdigest() != sha256:
+            raise ValueError(f"is not the one that {INDEX} names")
         samples = [
             Sample(
                 **{
@@ -357,17 +306,19 @@ def _samples(tar: Path, count: int) -> list[Sample]:
                     "shape": tuple(record["shape"]),
                 }
             )
-            for record in json.loads(path.read_text())
+            for record in json.loads(text)
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"{path}: cannot be read ({error!r}); {_reindex(tar.parent)}") from None
-    if len(samples) != count:
-        raise Refusal(f"{path}: {len(samples)} samples, but {INDEX} says {count}; {_reindex(tar.parent)}")
+        raise Refusal(f"{members}: cannot be read ({error}); {_repair(tar)}") from None
     _check_members(tar, [samples[0], samples[-1]])
     return samples
 
 
-def _check_members(tar: Path, samples: Sequence[Sample]) -> None:
+def _repair(tar: File) -> str:
+    return reindex(tar.parent) if isinstance(tar, Path) else f"remove its copies in {tar.cache.folder}"
+
+
+def _check_members(tar: File, samples: Sequence[Sample]) -> None:
     """Look for the headers of samples, in front of their bytes: another tar of the same size has others."""
     for sample in samples:
         member, key = sample.captures[0], f"{sample.key}."
@@ -382,16 +333,4 @@ def _check_members(tar: Path, samples: Sequence[Sample]) -> None:
         # the header cuts a long name, and may hold other letters in the place of those that are not ASCII
         name = header.name.removeprefix("./")
         if header.size != member.size or (key.isascii() and name[: len(key)] != key[: len(name)]):
-            raise Refusal(f"{tar}: is not the tar that was indexed; {_reindex(tar.parent)}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is there as a whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n")
-    temporary.replace(path)
+            raise Refusal(f"{tar}: is not the tar that was indexed; {_repair(tar)}")

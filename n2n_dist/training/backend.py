@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import accelerate
 import torch
@@ -122,6 +122,17 @@ class Backend:
         """Whether this is rank 0, which prints and writes."""
         return self.rank == 0
 
+    @property
+    def local_rank(self) -> int:
+        """This process's number on its machine."""
+        return int(os.environ.get("LOCAL_RANK", 0))
+
+    @property
+    def machine_slots(self) -> range:
+        """Places of every batch that the ranks of this machine take."""
+        share, first = self.plan.batch // self.world_size, self.rank - self.local_rank
+        return range(first * share, (first + int(os.environ.get("LOCAL_WORLD_SIZE", 1))) * share)
+
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, example: torch.Tensor) -> tuple[nn.Module, Any]:
         """Return model and optimiser that reduce gradients over the ranks; their parameters stay the same objects.
 
@@ -171,6 +182,21 @@ class Backend:
         for found in refusals:
             if found is not None:
                 raise found
+
+    def on_all(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank and return each rank's own result.
+
+        Raises:
+            Refusal: on all ranks, what one of them has to refuse.
+
+        """
+        result, refusal = None, None
+        try:
+            result = action()
+        except Refusal as error:
+            refusal = error
+        self.agree(refusal)
+        return cast(T, result)
 
     def on_main(self, action: Callable[[], T]) -> T:
         """Run `action` on rank 0 and return its result on all ranks.

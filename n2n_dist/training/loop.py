@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from n2n_dist.data.dataset import CropDataset, RankOrder, folder_list, make_loader
-from n2n_dist.data.order import Order
-from n2n_dist.data.shard import Index
+from n2n_dist.data.dataset import RankOrder, is_tolerated, make_loader, open_data
+from n2n_dist.data.prefetch import Prefetcher
+from n2n_dist.data.remote import Unavailable
 from n2n_dist.devices import autocast
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ResUNet
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from n2n_dist.config import Config
 
 DRY_RUN_STEPS = 4
+AGREE_EVERY = 20
+"""Most steps that other ranks go on after one has lost its data."""
 
 
 @dataclass
@@ -70,30 +72,26 @@ def train(config: Config, dry_run: bool = False) -> None:
 
 
 def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
-    # data and batch arithmetic: refused before anything is allocated
+    # processes, data and batch arithmetic: refused before anything large is allocated
     plan = plan_batch(config.data.batch, config.train.micro_batch)
-    index = Index(folder_list(config.data.shards, "data.shards"))
-    index.require("data.shards", config.model.channels, captures=2 if config.pairs.crops == "captures" else 1)
-    order = Order(index.sizes, config.run.seed, config.data.batch, config.data.streams)
-    dataset = CropDataset(index, config.run.seed, config.data.crop, config.pairs.crops)
-
-    # processes, networks, optimiser
     dtype = autocast_type(config.train.precision)
     backend = Backend(plan, config.optim.clip, dtype, config.train.threads)
+    channels, crops = config.model.channels, config.pairs.crops
+    index, order, dataset = backend.on_all(
+        lambda: open_data(config.data, config.run.seed, channels, crops, backend.machine_slots)
+    )
+
+    # networks, validation, optimiser
     torch.manual_seed(config.run.seed)
     network = ResUNet(config.model, config.data.crop).to(backend.device)
     ema = ResUNet(config.model, config.data.crop).to(backend.device).to(memory_format=memory_format(config.train))
     ema.eval().requires_grad_(False)
-    features = config.loss.extractor(config.model.channels)
+    features = config.loss.extractor(channels)
     features = features.to(backend.device) if features is not None else None
     arrange(network, features, config.train, backend)
-    validation = Validation(
-        config.validation_sets(),
-        config.noise,
-        config.pairs.source,
-        config.validate,
-        config.model.channels,
-        backend.device,
+    sets, source = config.validation_sets(), config.pairs.source
+    validation = backend.on_all(
+        lambda: Validation(sets, config.noise, source, config.validate, channels, backend.device, config.data)
     )
     optimizer = make_optimizer(network, config.optim)
 
@@ -116,13 +114,18 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
         if config.run.init:
             _start_from(network, config.run.init)
         ema.load_state_dict(network.state_dict())
-    example = torch.zeros(plan.micro_batch, config.model.channels, config.data.crop, config.data.crop)
+    example = torch.zeros(plan.micro_batch, channels, config.data.crop, config.data.crop)
     example = example.to(backend.device, memory_format=memory_format(config.train))
     model, stepper = backend.wrap(network, optimizer, example)
     places = RankOrder(order, progress.samples_seen, backend.rank, backend.world_size, plan.micro_batch)
     loader = iter(make_loader(dataset, places, config.data.workers, backend.device))
+    prefetcher = Prefetcher(index, order, progress.samples_seen, backend.machine_slots)
+    if index.remote and backend.local_rank == 0 and not dry_run:
+        prefetcher.start()  # after the loader: its workers are forked, and a fork should copy no lock that is held
+    gone: list[Refusal] = []
+    """Why this rank's crops are zeros; the other ranks do not know yet."""
 
-    def optimise(step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, float, list[str]]:
+    def optimise(step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, float, list[Refusal]]:
         """Make one step: parts of the loss, gradient norm, seconds spent waiting for data, replaced samples."""
         for group in stepper.param_groups:
             group["lr"] = learning_rate(config.optim, step, config.train.steps)
@@ -133,6 +136,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
             batch = next(loader)
             waited += time.perf_counter() - start
             bad += batch.bad
+            gone.extend(message for message in batch.bad if isinstance(message, Unavailable))
             batch.images = batch.images.to(backend.device, non_blocking=True)
             inputs, targets = noisy_pair(batch, config.noise, config.pairs, config.run.seed)
             inputs = inputs.contiguous(memory_format=memory_format(config.train))
@@ -148,6 +152,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
 
     if dry_run:
         times = [_timed(optimise, step) for step in range(DRY_RUN_STEPS)]
+        backend.agree(next(iter(gone), None))
         if backend.main:
             print(report.plan(config, backend, dtype, index, order, network, seconds_per_step=min(times[1:])))
         backend.close()
@@ -170,13 +175,17 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
         progress.step, progress.samples_seen = step + 1, progress.samples_seen + plan.batch
         window.add(parts, gradient_norm, waited, len(bad))
         tracker.bar.update()
-        for message in bad:
+        prefetcher.reached = progress.samples_seen
+        for message in bad if not gone else []:
             print(f"replaced an unreadable sample: {message}", flush=True)
 
         last = progress.step == config.train.steps
         validating = bool(validation.sets) and (last or progress.step % config.validate.every == 0)
         saving = last or validating or progress.step % config.checkpoint.every == 0
-        if saving or progress.step % config.train.log_every == 0:
+        logging = saving or progress.step % config.train.log_every == 0
+        if logging or progress.step % AGREE_EVERY == 0:
+            backend.agree(next(iter(gone), None))  # before anything is logged or saved
+        if logging:
             # one vector holds all that the ranks must agree on, rank 0's clock too
             means = window.means()
             minutes = (time.monotonic() - saved_at) / 60 if backend.main else 0.0
@@ -210,6 +219,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
                 backend.on_main(lambda: save_model(run_dir / BEST, ema))
             window = Window()
 
+    prefetcher.stopped.set()
     backend.on_main(lambda: save_model(run_dir / LAST, ema))
     tracker.close()
     if backend.main:
@@ -265,9 +275,9 @@ def _check_finite(logged: dict[str, float], progress: Progress) -> None:
 
 
 def _check_damage(progress: Progress, limit: float) -> None:
-    """Stop all ranks past the tolerated share; a single bad sample is no share yet."""
+    """Stop all ranks past the tolerated share."""
     bad = progress.bad_samples
-    if bad > limit * progress.samples_seen and (bad > 1 or limit == 0):
+    if not is_tolerated(bad, progress.samples_seen, limit):
         raise Refusal(
             f"data.max_bad {limit:g}: {bad} of {progress.samples_seen} samples cannot be read, named above; check "
             "the shards with: python shards/build.py verify FOLDER"

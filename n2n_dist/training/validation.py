@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from n2n_dist.data.dataset import ATTEMPTS, DataSettings, is_tolerated
+from n2n_dist.data.remote import Unavailable
 from n2n_dist.data.shard import Index, read_pixels
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled
@@ -61,23 +63,26 @@ class Validation:
 
     Synthetic pairs are compared with the clean image. Captures are compared with the clean reference where the
     shards have one, else with another capture: that PSNR is far lower, but ranks networks in the same way.
+    A sample that cannot be read is replaced by another one, which only its number chooses.
     """
 
     def __init__(
         self,
-        sets: dict[str, Path],
+        sets: dict[str, Path | str],
         noise: Noise,
         source: str,
         settings: ValidateSettings,
         channels: int,
         device: torch.device,
+        data: DataSettings,
     ) -> None:
-        self.sets = {name: Index([folder]) for name, folder in sets.items()}
+        self.sets = {name: Index([folder], data.open_cache()) for name, folder in sets.items()}
         for name, index in self.sets.items():
             index.require(f"data.validation {name}", channels, captures=2 if source == "captures" else 1)
             for path, shard in zip(index.paths, index.shards, strict=True):
                 if min(shard.smallest) < SMALLEST:
                     raise Refusal(f"data.validation {name}: {path} has tiles below {SMALLEST} pixels; leave them out")
+        self.max_bad = data.max_bad
         self.noise = noise
         self.source = source
         self.settings = settings
@@ -93,34 +98,59 @@ class Validation:
             `SET/noisy_psnr`, `SET/psnr` in dB, `SET/ssim`, `SET/lpips`, means over the samples and equal on all ranks;
             and for rank 0 some samples spread over each set.
 
+        Raises:
+            Refusal: on all ranks, where more than `max_bad` of the samples cannot be read, or a source is gone.
+
         """
         values: dict[str, float] = {}
         strips: Strips = {}
         for name, index in self.sets.items():
             count = min(len(index), self.settings.images)
             spread = {count * k // self.settings.strips for k in range(self.settings.strips)}
-            sums, strips[name], refusal = torch.zeros(4, dtype=torch.float64), [], None
+            sums, strips[name], refusal = torch.zeros(5, dtype=torch.float64), [], None
             try:
                 for number in range(count):
                     shown = backend.main and number in spread
                     counted = number % backend.world_size == backend.rank
                     if shown or counted:
-                        noisy, reference = self._pair(index, number)
+                        noisy, reference, damage = self._readable_pair(index, number)
                         denoised = denoise_tiled(model, noisy, self.device)
                     if shown:
                         strips[name].append((noisy, denoised, reference))
                     if counted:
-                        sums += self._measure(noisy[None], denoised[None], reference[None])
+                        sums[:4] += self._measure(noisy[None], denoised[None], reference[None])
+                        if damage:
+                            print(f"replaced an unreadable sample of data.validation {name}: {damage}", flush=True)
+                            sums[4] += 1
             except Refusal as error:  # of a sample that only this rank reads
                 refusal = error
             backend.agree(refusal)
-            means = (backend.sum(sums) / count).tolist()
+            *totals, bad = backend.sum(sums).tolist()
+            means = [total / count for total in totals]
+            if not is_tolerated(bad, count, self.max_bad):
+                raise Refusal(
+                    f"data.max_bad {self.max_bad:g}: {bad:.0f} of {count} samples of data.validation {name} cannot be "
+                    "read, named above; check the shards with: python shards/build.py verify FOLDER"
+                )
             values |= {
                 f"{name}/{metric}": mean for metric, mean in zip(("noisy_psnr", "psnr", "ssim"), means, strict=False)
             }
             if self.lpips is not None:
                 values[f"{name}/lpips"] = means[3]
         return values, strips
+
+    def _readable_pair(self, index: Index, number: int) -> tuple[torch.Tensor, torch.Tensor, Refusal | None]:
+        """Return input and reference of a sample, or of another one and why."""
+        sample, damage = number, None
+        for attempt in range(ATTEMPTS):
+            try:
+                return *self._pair(index, sample), damage
+            except Unavailable:
+                raise
+            except Refusal as refusal:
+                damage = damage or refusal
+                sample = keys.integer(0, number, f"replacement-{attempt}", len(index))
+        raise Refusal(f"data.validation: no sample can be read; the first: {damage}")
 
     def _pair(self, index: Index, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         tar, sample = index.sample(number)

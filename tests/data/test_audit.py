@@ -10,8 +10,11 @@ from images import shifted, smooth_scene
 from processes import ROOT, run
 
 from n2n_dist.data.audit import Audit, audit, report
-from n2n_dist.data.build import Options, build
+from n2n_dist.data.build import build
 from n2n_dist.data.image import write_image
+from n2n_dist.data.indexing import write_index
+from n2n_dist.data.plan import Options
+from n2n_dist.data.scenes import Grouping
 from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 
@@ -51,7 +54,14 @@ def make(tmp_path: Path) -> Make:
                 pixels = pixels.astype(np.float32) if floats else np.rint(pixels).clip(0, 65535).astype(np.uint16)
                 name = f"{number}/{k}.tif" if captures > 1 else f"{number}.tif"
                 write_image(tmp_path / "scenes" / name, pixels)
-        options = Options(captures=captures > 1, tile=160, black=black, white=white, holdout=holdout, shard_samples=4)
+        options = Options(
+            Grouping("folder" if captures > 1 else None),
+            tile=160,
+            black=black,
+            white=white,
+            holdout=holdout,
+            shard_samples=4,
+        )
         build(tmp_path / "scenes", tmp_path / "shards", options)
         return tmp_path / "shards"
 
@@ -203,18 +213,16 @@ def test_captures_without_noise_are_found(make: Make) -> None:
     assert result.noise.sigma == pytest.approx(0.2, rel=0.05)
 
 
-def test_pixels_that_are_no_numbers_are_found_and_left_out(make: Make) -> None:
-    count = iter(range(8))
-
-    def broken(scene: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-        values = plain(scene, k, rng)
-        if next(count) == 5:
-            values[MARGIN + 3, MARGIN + 4] = np.nan
-        return values
-
-    result = audit(make(broken, floats=True))
-    assert subjects(result, "harms") == subjects(result) == ["not finite"]
-    assert result.not_finite == ["000002-2-00000-00000"]
+def test_samples_that_cannot_be_read_are_found_and_left_out(make: Make) -> None:
+    folder = make(plain, floats=True)
+    tar, sample = Index([folder]).sample(5)
+    with tar.open("r+b") as file:
+        file.seek(sample.captures[0].offset + sample.captures[0].size - 4)
+        file.write(np.float32(np.nan).tobytes())
+    write_index(folder)
+    result = audit(folder)
+    assert subjects(result, "harms") == subjects(result) == ["unreadable"]
+    assert list(result.unreadable) == [sample.key]
     assert result.measured == 15
 
 
@@ -258,7 +266,7 @@ def test_tar_other_than_indexed_is_named_and_left_out(make: Make) -> None:
     assert subjects(result, "harms") == subjects(result) == ["digest"]
     assert result.differing == [str(tar)]
     assert str(tar) in result.findings[0].what
-    assert (result.tars, result.samples, result.scenes) == (4, 12, 3)
+    assert (result.tars, result.samples) == (4, 12)
     for other in shards.glob("*.tar"):
         if other != tar:
             flip(other)

@@ -11,9 +11,10 @@ from images import random_pixels
 
 from n2n_dist.data.build import build, merge
 from n2n_dist.data.image import write_frames, write_image
+from n2n_dist.data.indexing import verify
 from n2n_dist.data.plan import SHARDS, VALIDATION, Options
 from n2n_dist.data.scenes import Grouping
-from n2n_dist.data.shard import Index, read_pixels, verify
+from n2n_dist.data.shard import Index, read_pixels
 from n2n_dist.errors import Refusal
 
 

@@ -128,3 +128,34 @@ def test_many_shards_take_little_time_and_memory() -> None:
 def test_order_works_without_torch() -> None:
     program = "import sys, n2n_dist.data.order, n2n_dist.errors; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@given(orders(), st.integers(0, 60), st.data())
+def test_upcoming_shards_are_those_that_the_batches_walk_into(order: Order, step: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, order.batch_size - 1), "first")
+    stop = data.draw(st.integers(first + 1, order.batch_size), "stop")
+    share = order.batch_size // order.streams
+    ends = np.cumsum(order.sizes)
+    last = (step // order.batches_per_epoch + 3) * order.batches_per_epoch  # to the end of an epoch, two epochs on
+    expected, at = [], {}
+    for batch in range(step, last):
+        if batch % order.batches_per_epoch == 0:
+            at = {}
+        numbers = order.batch(batch * order.batch_size)
+        for place in range(first, stop):
+            shard, stream = int(np.searchsorted(ends, numbers[place], "right")), place // share
+            if at.get(stream) != shard:
+                expected.append((batch * order.batch_size, shard))
+                at[stream] = shard
+    expected = list(dict.fromkeys(expected))  # two streams may walk into a shard with the same batch
+    found = order.upcoming_shards(step * order.batch_size, first, stop)
+    assert list(itertools.islice(found, len(expected))) == expected
+    assert next(found)[0] >= last * order.batch_size
+
+
+def test_upcoming_shards_of_a_large_set_come_at_once() -> None:
+    order = Order(np.full(100_000, 1000), 0, 256)  # 10^8 samples
+    seen = order.batches_per_epoch // 2 * 256
+    found = list(itertools.islice(order.upcoming_shards(seen, 0, 256), 1000))
+    assert [position for position, _ in found] == sorted(position for position, _ in found)
+    assert {shard for _, shard in found[:64]} >= {int(number) // 1000 for number in order.batch(seen)}

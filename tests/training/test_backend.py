@@ -100,3 +100,25 @@ def test_zero_3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     with pytest.raises(Refusal, match="zero_stage 3: only 1 and 2"):
         Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=2)
+
+
+def test_the_machine_of_a_rank_takes_the_slots_of_all_of_its_ranks(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert backend.machine_slots == range(8)
+    for name, value in (("plan", BatchPlan(6, 24, 4, 1)), ("world_size", 6), ("rank", 3)):
+        monkeypatch.setattr(backend, name, value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert backend.local_rank == 1
+    assert backend.machine_slots == range(8, 16)
+
+
+def test_what_every_rank_does_gives_each_its_own_result_or_refuses(backend: Backend) -> None:
+    assert backend.on_all(lambda: 7) == 7
+
+    def refuse() -> None:
+        raise Refusal("no")
+
+    with pytest.raises(Refusal, match="no"):
+        backend.on_all(refuse)

@@ -6,7 +6,7 @@ import processes
 import pytest
 
 from n2n_dist.config import load
-from n2n_dist.data.shard import write_index
+from n2n_dist.data.indexing import write_index
 from n2n_dist.model.weights import load_model
 from n2n_dist.training.loop import train
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from n2n_dist.data.build import build
+from n2n_dist.data.dataset import DataSettings
 from n2n_dist.data.image import write_image
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping
+from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.noise.models import Gaussian, Poisson
@@ -27,7 +29,7 @@ def untrained() -> ResUNet:
 
 def test_numbers_are_those_of_the_noise_and_do_not_change(backend: Backend, untrained: ResUNet) -> None:
     validation = Validation(
-        {"demo": DEMO}, Gaussian(sigma=25.0), "synthetic", ValidateSettings(images=3, strips=2), 3, CPU
+        {"demo": DEMO}, Gaussian(sigma=25.0), "synthetic", ValidateSettings(images=3, strips=2), 3, CPU, DataSettings()
     )
     scores, strips = validation.run(untrained, backend)
     assert list(scores) == ["demo/noisy_psnr", "demo/psnr", "demo/ssim", "demo/lpips"]
@@ -50,7 +52,7 @@ def test_a_range_is_measured_at_its_middle_or_at_the_given_level(
     backend: Backend, untrained: ResUNet, noise: Gaussian, level: float | None, sigma: float
 ) -> None:
     settings = ValidateSettings(images=1, level=level)
-    _, strips = Validation({"demo": DEMO}, noise, "synthetic", settings, 3, CPU).run(untrained, backend)
+    _, strips = Validation({"demo": DEMO}, noise, "synthetic", settings, 3, CPU, DataSettings()).run(untrained, backend)
     noisy, _, reference = strips["demo"][0]
     assert (noisy - reference).std().item() == pytest.approx(sigma / 255, rel=0.01)
 
@@ -65,31 +67,72 @@ def test_captures_are_compared_with_the_reference_or_with_each_other(
             field = torch.randn(clean.shape, generator=generator) * 10 / 255
             write_image(tmp_path / f"scenes/{scene}/{capture}.tif", (clean + field).numpy())
     build(tmp_path / "scenes", tmp_path / "captures", Options(Grouping("folder"), white=1.0))
-    validation = Validation({"own": tmp_path / "captures"}, Gaussian(), "captures", ValidateSettings(), 3, CPU)
+    validation = Validation(
+        {"own": tmp_path / "captures"}, Gaussian(), "captures", ValidateSettings(), 3, CPU, DataSettings()
+    )
     scores, strips = validation.run(untrained, backend)
     assert len(strips["own"]) == 2
     # two captures differ by both of their noises: 20 log10(255 / (10 sqrt 2))
     assert scores["own/psnr"] == pytest.approx(25.12, abs=0.2)
 
     with pytest.raises(Refusal, match=r"data.validation single: .* one capture, pairs.source captures needs two"):
-        Validation({"single": make_shards(2)}, Gaussian(), "captures", ValidateSettings(), 3, CPU)
+        Validation({"single": make_shards(2)}, Gaussian(), "captures", ValidateSettings(), 3, CPU, DataSettings())
 
 
 def test_shards_of_another_number_of_channels_are_refused(make_shards: Callable[..., Path]) -> None:
     grey = make_shards(2, size=(40, 36, 1))
     with pytest.raises(Refusal, match=r"data.validation grey: .* images of 1 channels, model.channels is 3"):
-        Validation({"grey": grey}, Gaussian(), "synthetic", ValidateSettings(), 3, CPU)
+        Validation({"grey": grey}, Gaussian(), "synthetic", ValidateSettings(), 3, CPU, DataSettings())
 
 
 def test_two_channels_have_no_lpips(backend: Backend, make_shards: Callable[..., Path]) -> None:
     pair = make_shards(2, size=(40, 36, 2))
     model = ResUNet(ModelSettings(channels=2, width=8, depths=[1]), crop=32).eval()
-    scores, _ = Validation({"pair": pair}, Poisson(), "synthetic", ValidateSettings(), 2, CPU).run(model, backend)
+    scores, _ = Validation({"pair": pair}, Poisson(), "synthetic", ValidateSettings(), 2, CPU, DataSettings()).run(
+        model, backend
+    )
     assert list(scores) == ["pair/noisy_psnr", "pair/psnr", "pair/ssim"]
 
 
+def test_an_unreadable_sample_is_replaced_and_named_up_to_the_tolerated_share(
+    backend: Backend, untrained: ResUNet, make_shards: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_shards(6, encoding="png", size=(40, 36, 3))
+    index = Index([folder])
+    settings = ValidateSettings(images=5)
+
+    def measure(max_bad: float) -> dict[str, float]:
+        data = DataSettings(max_bad=max_bad)
+        return Validation({"own": folder}, Gaussian(), "synthetic", settings, 3, CPU, data).run(untrained, backend)[0]
+
+    def damage(number: int) -> str:
+        tar, sample = index.sample(number)
+        with tar.open("r+b") as file:
+            file.seek(sample.captures[0].offset)
+            file.write(bytes(100))
+        return sample.key
+
+    whole = measure(0)
+    first = damage(2)
+    some = measure(0.001)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"replaced an unreadable sample of data.validation own: {index.paths[0]}: sample {first}: ")
+    assert some != whole
+    assert measure(0.001) == some
+    with pytest.raises(Refusal, match=r"data.max_bad 0: 1 of 5 samples of data.validation own cannot be read"):
+        measure(0)
+    damage(4)
+    with pytest.raises(Refusal, match=r"data.max_bad 0.3: 2 of 5 samples .* check the shards with: .* verify"):
+        measure(0.3)
+    assert measure(0.4).keys() == whole.keys()
+    for number in (0, 1, 3, 5):
+        damage(number)
+    with pytest.raises(Refusal, match=rf"data.validation: no sample can be read; the first: {index.paths[0]}: sample "):
+        measure(1)
+
+
 def test_no_set_is_nothing_to_do(backend: Backend, untrained: ResUNet) -> None:
-    validation = Validation({}, Gaussian(), "synthetic", ValidateSettings(), 3, CPU)
+    validation = Validation({}, Gaussian(), "synthetic", ValidateSettings(), 3, CPU, DataSettings())
     assert validation.run(untrained, backend) == ({}, {})
 
 

@@ -1,0 +1,29 @@
+"""Tars that tests write by hand, and what is read from them."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from images import random_pixels
+
+from n2n_dist.data.image import encode
+from n2n_dist.data.shard import Index, read_pixels
+
+
+def read_whole(index: Index, number: int) -> np.ndarray:
+    tar, sample = index.sample(number)
+    return read_pixels(tar, sample, sample.captures[0], (0, 0, *sample.shape[:2]))
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def png(shape: tuple[int, ...] = (20, 16, 3), seed: int = 0) -> bytes:
+    return encode(random_pixels(shape, seed=seed), ".png")
