@@ -4,6 +4,9 @@ A sample KEY is `KEY.json` (source, tile origin, black and white level, bit dept
 `KEY.1.<ext>`, ... (one member a capture) and optionally `KEY.clean.<ext>` (a reference). `KEY.<ext>` from a
 tar written by others is one capture. Beside `NAME.tar` stands `NAME.index.json`, the offset and size of every
 member, read only when a sample of that shard is; `index.json` lists the shards.
+
+A process keeps the last shards that it read from open, and of each the place of every sample's record: 8 bytes
+a sample, so that memory does not grow with the data set and hardly with the size of a shard.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +29,9 @@ from n2n_dist.errors import Refusal
 INDEX = "index.json"
 MEMBERS = ".index.json"
 FORMAT = 1
-IMAGE_EXTENSIONS = ("npy", "png", "tif", "tiff", "jpg", "jpeg")
+IMAGE_EXTENSIONS = ("npy", "png", "webp", "tif", "tiff", "jpg", "jpeg")
+SHARDS_OPEN = 128
+"""Shards that a process keeps open: twice the streams of a batch, which pass from one shard to the next."""
 
 
 @dataclass
@@ -124,13 +130,13 @@ class Index:
 
     def sample(self, number: int) -> tuple[Path, Sample]:
         """Return the tar and the description of sample `number` in [0, len(self))."""
-        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        samples = _samples(self.paths[shard], self.shards[shard].samples)
-        return self.paths[shard], samples[number - int(self._starts[shard])]
+        shard = int(self._starts.searchsorted(number, side="right")) - 1
+        records = _records(self.paths[shard], self.shards[shard].samples)
+        return self.paths[shard], records.sample(number - int(self._starts[shard]))
 
 
-def read_pixels(tar: Path, sample: Sample, member: Member, window: tuple[int, int, int, int]) -> np.ndarray:
-    """Read one window of a member as float32 [height, width, C], black at 0 and white at 1, not clipped.
+def read_window(tar: Path, sample: Sample, member: Member, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Read one window of a member as it is stored, [height, width, C].
 
     Of an uncompressed member (`.npy`) only the rows of the window are read.
 
@@ -145,21 +151,28 @@ def read_pixels(tar: Path, sample: Sample, member: Member, window: tuple[int, in
 
     """
     top, left, height, width = window
-    dtype = np.dtype(sample.dtype)
     try:
-        with tar.open("rb") as file:
-            if member.extension == "npy":
-                row = sample.shape[1] * sample.shape[2] * dtype.itemsize
-                data_offset = member.offset + member.size - sample.shape[0] * row
-                file.seek(data_offset + top * row)
-                rows = np.frombuffer(file.read(height * row), dtype).reshape(height, *sample.shape[1:])
-            else:
-                file.seek(member.offset)
-                pixels = decode(file.read(member.size), f".{member.extension}")
-                rows = pixels.reshape(sample.shape)[top : top + height]
+        file = _open(tar)
+        if member.extension == "npy":
+            dtype = np.dtype(sample.dtype)
+            row = sample.shape[1] * sample.shape[2] * dtype.itemsize
+            data_offset = member.offset + member.size - sample.shape[0] * row
+            data = file.read(height * row, data_offset + top * row)
+            rows = np.frombuffer(data, dtype).reshape(height, *sample.shape[1:])
+        else:
+            pixels = decode(file.read(member.size, member.offset), f".{member.extension}")
+            rows = pixels.reshape(sample.shape)[top : top + height]
     except (OSError, ValueError, Refusal) as error:
         raise Refusal(f"{tar}: sample {sample.key}: {error}") from None
-    return Image(rows[:, left : left + width], sample.black, sample.white).normalised()
+    return rows[:, left : left + width]
+
+
+def read_pixels(tar: Path, sample: Sample, member: Member, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Read one window of a member as float32 [height, width, C], black at 0 and white at 1, not clipped.
+
+    Arguments and refusals are those of `read_window`.
+    """
+    return Image(read_window(tar, sample, member, window), sample.black, sample.white).normalised()
 
 
 def write_index(folder: Path) -> list[Shard]:
@@ -289,11 +302,12 @@ def _read_index(folder: Path) -> list[Shard]:
 
 
 def _check_tar(tar: Path, shard: Shard) -> None:
-    if not tar.is_file():
-        raise Refusal(f"{tar}: missing, but the index lists it; copy it again, or {_reindex(tar.parent)}")
+    try:
+        size = tar.stat().st_size
+    except OSError:
+        raise Refusal(f"{tar}: missing, but the index lists it; copy it again, or {_reindex(tar.parent)}") from None
     if not tar.with_suffix(MEMBERS).is_file():
         raise Refusal(f"{tar.with_suffix(MEMBERS)}: missing; {_reindex(tar.parent)}")
-    size = tar.stat().st_size
     if size != shard.bytes:
         raise Refusal(
             f"{tar}: {size:,} bytes, but the index says {shard.bytes:,}: truncated, or written since it was "
@@ -305,27 +319,64 @@ def _reindex(folder: Path) -> str:
     return f"index anew with: python shards/build.py index {folder}"
 
 
-@functools.lru_cache(maxsize=256)
-def _samples(tar: Path, count: int) -> list[Sample]:
-    path = tar.with_suffix(MEMBERS)
-    try:
-        samples = [
-            Sample(
-                **{
-                    **record,
-                    "captures": [Member(**member) for member in record["captures"]],
-                    "clean": record["clean"] and Member(**record["clean"]),
-                    "shape": tuple(record["shape"]),
-                }
-            )
-            for record in json.loads(path.read_text())
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"{path}: cannot be read ({error!r}); {_reindex(tar.parent)}") from None
-    if len(samples) != count:
-        raise Refusal(f"{path}: {len(samples)} samples, but {INDEX} says {count}; {_reindex(tar.parent)}")
-    _check_members(tar, [samples[0], samples[-1]])
-    return samples
+class _File:
+    """A file that stays open, read at any place, by any process that inherits it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read(self, size: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+
+class _Records:
+    """The list of members of one shard: where the record of each sample stands in it."""
+
+    def __init__(self, tar: Path, count: int) -> None:
+        self._path = tar.with_suffix(MEMBERS)
+        self._again = _reindex(tar.parent)
+        try:
+            self._file = _File(self._path)
+            self._ends = _scan_records(self._path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise Refusal(f"{self._path}: cannot be read ({error!r}); {self._again}") from None
+        if len(self._ends) != count + 1:
+            raise Refusal(f"{self._path}: {len(self._ends) - 1} samples, but {INDEX} says {count}; {self._again}")
+        _check_members(tar, [self.sample(0), self.sample(count - 1)])
+
+    def sample(self, place: int) -> Sample:
+        start, end = self._ends[place : place + 2].tolist()
+        try:
+            record = json.loads(self._file.read(end - start - 1, start + 1))
+            record["captures"] = [Member(**member) for member in record["captures"]]
+            record["clean"] = record["clean"] and Member(**record["clean"])
+            record["shape"] = tuple(record["shape"])
+            return Sample(**record)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Refusal(f"{self._path}: cannot be read ({error!r}); {self._again}") from None
+
+
+def _scan_records(data: bytes) -> np.ndarray:
+    """Return where the elements of a JSON list end, int64 [elements + 1], the first entry that of its bracket.
+
+    Between two ends stand a separator of one character and an element.
+    """
+    text = data.decode("latin-1")  # one character a byte
+    decode_one, end, ends = json.JSONDecoder().raw_decode, 0, [0]
+    while text[end : end + 1] in ("[", ","):
+        _, end = decode_one(text, end + 1)
+        ends.append(end)
+    if text[end:].rstrip() != "]":
+        raise ValueError(f"not a list of records at byte {end}")
+    return np.array(ends)
+
+
+_open = functools.lru_cache(maxsize=SHARDS_OPEN)(_File)
+_records = functools.lru_cache(maxsize=SHARDS_OPEN)(_Records)
 
 
 def _check_members(tar: Path, samples: Sequence[Sample]) -> None:

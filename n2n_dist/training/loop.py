@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from n2n_dist.data.dataset import CropDataset, RankOrder, folder_list, make_loader
+from n2n_dist.data.dataset import CropDataset, RankOrder, folder_list
+from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.data.shard import Index
 from n2n_dist.devices import autocast
@@ -120,7 +121,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     example = example.to(backend.device, memory_format=memory_format(config.train))
     model, stepper = backend.wrap(network, optimizer, example)
     places = RankOrder(order, progress.samples_seen, backend.rank, backend.world_size, plan.micro_batch)
-    loader = iter(make_loader(dataset, places, config.data.workers, backend.device))
+    loader = make_loader(dataset, places, config.data.workers, backend.device)
 
     def optimise(step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, float, list[str]]:
         """Make one step: parts of the loss, gradient norm, seconds spent waiting for data, replaced samples."""
@@ -133,7 +134,6 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
             batch = next(loader)
             waited += time.perf_counter() - start
             bad += batch.bad
-            batch.images = batch.images.to(backend.device, non_blocking=True)
             inputs, targets = noisy_pair(batch, config.noise, config.pairs, config.run.seed)
             inputs = inputs.contiguous(memory_format=memory_format(config.train))
             with backend.accumulate(model):
