@@ -18,6 +18,7 @@ from n2n_dist.data.shard import write_index
 from n2n_dist.errors import Refusal
 
 VALIDATION = "validation"
+ENCODINGS = ("npy", "png", "webp")
 
 
 @dataclass
@@ -29,7 +30,8 @@ class Options:
     tile: int = 256
     """Largest height and width of a tile in pixels; tiles of a larger image cover it and may overlap."""
     encoding: str = "npy"
-    """`npy`: uncompressed, crops are read without decoding; `png`: about half the size, 8 and 16 bit only."""
+    """`npy`: uncompressed, crops are read without decoding; `webp`: a third of the size, 8-bit RGB only; `png`: half of
+    it, 8 and 16 bit only."""
     shard_samples: int = 512
     """Samples in one tar."""
     black: float | None = None
@@ -190,8 +192,8 @@ def _origins(length: int, tile: int) -> list[int]:
 
 
 def _check(options: Options) -> None:
-    if options.encoding not in ("npy", "png"):
-        raise Refusal(f"--encoding {options.encoding}: must be npy or png")
+    if options.encoding not in ENCODINGS:
+        raise Refusal(f"--encoding {options.encoding}: must be {', '.join(ENCODINGS[:-1])} or {ENCODINGS[-1]}")
     for name, value, smallest in (("tile", options.tile, 16), ("shard-samples", options.shard_samples, 1)):
         if value < smallest:
             raise Refusal(f"--{name} {value}: must be {smallest} or more")

@@ -118,6 +118,8 @@ def decode(data: bytes, suffix: str) -> np.ndarray:
             case ".png" if data[24:25] == b"\x10":  # bit depth 16, which Pillow would cut to 8 in colour
                 _check_size(int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big"))
                 return imagecodecs.png_decode(data)
+            case ".webp":  # at most 16383 pixels a side
+                return imagecodecs.webp_decode(data)
             case _:
                 return _decode_pillow(data)
     except Refusal:
@@ -127,7 +129,7 @@ def decode(data: bytes, suffix: str) -> np.ndarray:
 
 
 def encode(pixels: np.ndarray, suffix: str) -> bytes:
-    """Encode [H, W, C] losslessly by suffix: `.npy`, `.png` (8 and 16 bit) or `.tif`.
+    """Encode [H, W, C] losslessly by suffix: `.npy`, `.png` (8 and 16 bit), `.webp` (8-bit RGB) or `.tif`.
 
     Raises:
         Refusal: the format cannot hold this type of pixel.
@@ -142,6 +144,10 @@ def encode(pixels: np.ndarray, suffix: str) -> bytes:
             photometric = "rgb" if pixels.shape[2] >= 3 else "minisblack"
             layout = "contig" if pixels.shape[2] > 1 else None
             tifffile.imwrite(buffer, squeezed, photometric=photometric, compression="zlib", planarconfig=layout)
+        case ".webp" if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
+            raise Refusal(f"WebP holds 8-bit RGB, not {pixels.dtype} of {pixels.shape[2]} channels; use PNG or NPY")
+        case ".webp":
+            return bytes(imagecodecs.webp_encode(np.ascontiguousarray(pixels), lossless=True))
         case ".png" if pixels.dtype == np.float32:
             raise Refusal("PNG cannot hold float32; use TIFF or NPY")
         case ".png" if pixels.dtype == np.uint16:

@@ -20,15 +20,15 @@ IN_USE = 3
 
 def make_loader(dataset: CropDataset, places: RankOrder, workers: int, device: torch.device) -> Iterator[Batch]:
     """Yield the micro-batches at `places`, their pixels on `device`, read ahead in `workers` processes."""
-    options = {"sampler": places, "batch_size": None, "num_workers": workers}  # `places` are batches already
-    batches: Iterator[Batch]
-    if workers:
-        buffers = Buffers(workers, PREFETCH + IN_USE, dataset.bytes(places.micro_batch))
-        sender = _Sender(dataset, buffers)
-        loader = torch.utils.data.DataLoader(sender, prefetch_factor=PREFETCH, **options)
-        batches = (parcel.open(buffers) for parcel in loader)
-    else:
-        batches = iter(torch.utils.data.DataLoader(dataset, **options))
+    buffers = Buffers(workers, PREFETCH + IN_USE, dataset.bytes(places.micro_batch)) if workers else None
+    loader = torch.utils.data.DataLoader(
+        _Sender(dataset, buffers) if buffers else dataset,
+        sampler=places,
+        batch_size=None,  # `places` are batches already
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+    )
+    batches = (parcel.open(buffers) for parcel in loader) if buffers else iter(loader)
     return copied_ahead(batches, device) if device.type == "cuda" else batches
 
 
@@ -73,7 +73,8 @@ class Buffers:
     def __init__(self, workers: int, count: int, size: int) -> None:
         """Reserve `count` buffers of `size` bytes for each worker; what is never used takes no memory."""
         storage = torch.UntypedStorage._new_shared(workers * count * size)
-        self._memory = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (workers, count, size))
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._memory.set_(storage, 0, (workers, count, size), (count * size, size, 1))
         self._taken = torch.zeros(workers, count, dtype=torch.bool).share_memory_()
 
     def take(self, worker: int) -> tuple[int, np.ndarray] | None:
@@ -121,12 +122,13 @@ class _Sender(torch.utils.data.Dataset):
         self.buffers = buffers
 
     def __getitem__(self, places: list[tuple[int, int]]) -> _Parcel:
-        worker = torch.utils.data.get_worker_info().id
+        info = torch.utils.data.get_worker_info()
+        assert info is not None
         pixels: Address | torch.Tensor
-        if taken := self.buffers.take(worker):
+        if taken := self.buffers.take(info.id):
             place, memory = taken
             batch = self.dataset.read(places, memory)
-            pixels = Address(worker, place, batch.pixels.numpy().dtype, batch.pixels.shape)
+            pixels = Address(info.id, place, batch.pixels.numpy().dtype, batch.pixels.shape)
         else:
             batch = self.dataset[places]
             pixels = batch.pixels

@@ -46,9 +46,15 @@ def test_batches_stay_as_they_were_received_however_many_are_kept(
     assert len(held) == kept
 
 
+def take(buffers: Buffers, worker: int) -> tuple[int, np.ndarray]:
+    taken = buffers.take(worker)
+    assert taken is not None
+    return taken
+
+
 def test_a_buffer_is_free_again_when_no_tensor_uses_it() -> None:
     buffers = Buffers(workers=2, count=2, size=12)
-    place, memory = buffers.take(1) or pytest.fail()
+    place, memory = take(buffers, 1)
     memory[:] = np.arange(12)
     assert buffers.take(1) is not None
     assert buffers.take(1) is None
@@ -61,7 +67,7 @@ def test_a_buffer_is_free_again_when_no_tensor_uses_it() -> None:
     assert buffers.take(1) is None, "a part of it is still in use"
     del part
     gc.collect()
-    again, _ = buffers.take(1) or pytest.fail()
+    again, _ = take(buffers, 1)
     assert again == place
 
 
