@@ -1,14 +1,16 @@
 """Measure speed and memory on this machine; figures are medians of ratios taken in turns.
 
-    python launch/bench.py --loop --scaling --precision --denoise [key=value ...]
+    python launch/bench.py --loop --scaling --precision --denoise --data [key=value ...]
 
 --loop       the training loop against a bare forward/backward/step, and the share of time waiting for data
 --scaling    images a second of 2 DDP ranks of one thread against 1 (CPU)
 --precision  a step with each of bf16, channels_last and compile on and off
 --denoise    peak memory of denoising a 24-megapixel image
+--data       crops a second of the loader against webdataset and a folder of PNG files, encodings, memory, 10^8 samples
 """
 
 import argparse
+from pathlib import Path
 
 from n2n_dist.errors import run_command
 
@@ -16,26 +18,29 @@ from n2n_dist.errors import run_command
 def main() -> None:
     """Parse the command line and run the benchmarks that it names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("loop", "scaling", "precision", "denoise"):
+    for name in ("loop", "scaling", "precision", "denoise", "data"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison (%(default)s)")
     parser.add_argument("--width", type=int, default=64, help="width of the network (%(default)s)")
     parser.add_argument("--crop", type=int, default=64, help="crop of --precision in pixels (%(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="batch of --precision (%(default)s)")
     parser.add_argument("--megapixels", type=float, default=24, help="image of --denoise (%(default)s)")
+    parser.add_argument("--images", type=Path, help="photographs for --data (default: mosaics of the demo tiles)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over configs/demo.yaml")
     arguments = parser.parse_intermixed_args()
 
-    from n2n_dist import benchmark
+    from n2n_dist.benchmark import data, training
 
     if arguments.loop:
-        benchmark.loop(arguments.rounds, arguments.settings)
+        training.loop(arguments.rounds, arguments.settings)
     if arguments.scaling:
-        benchmark.scaling(arguments.rounds, arguments.settings)
+        training.scaling(arguments.rounds, arguments.settings)
     if arguments.precision:
-        benchmark.precision(arguments.rounds, arguments.width, arguments.crop, arguments.batch)
+        training.precision(arguments.rounds, arguments.width, arguments.crop, arguments.batch)
     if arguments.denoise:
-        benchmark.denoise(arguments.megapixels, arguments.width)
+        training.denoise(arguments.megapixels, arguments.width)
+    if arguments.data:
+        data.data(arguments.rounds, arguments.images)
 
 
 if __name__ == "__main__":

@@ -75,13 +75,14 @@ class LossSettings:
 
 
 def noisy_pair(batch: Batch, noise: Noise, pairs: PairSettings, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return input and target, float32 [B, C, H, W] each, on the device of the batch's images.
+    """Return input and target, float32 [B, C, H, W] each, on the device of the batch's pixels.
 
     Synthetic pairs carry two independent noise fields of one level, keyed by the sample's position in the run.
     """
+    images = batch.normalised()
     if pairs.source == "captures":
-        return batch.images[:, 0], batch.images[:, 1]
-    clean = batch.images[:, 0]
+        return images[:, 0], images[:, 1]
+    clean = images[:, 0]
     inputs, targets = torch.empty_like(clean), torch.empty_like(clean)
     for i, position in enumerate(batch.positions.tolist()):
         level = noise.level(keys.uniform(seed, position, "noise-level"))

@@ -47,7 +47,9 @@ def main() -> None:
     parser.add_argument("--frames", choices=["consecutive"], help="only neighbouring captures are pairs")
     parser.add_argument("--clean", metavar="REGEX", help="files that are the clean reference of a scene")
     parser.add_argument("--tile", type=int, default=defaults.tile, help="tile size in pixels (%(default)s)")
-    parser.add_argument("--encoding", default=defaults.encoding, help="npy (uncompressed, fast) or png")
+    parser.add_argument(
+        "--encoding", default=defaults.encoding, help="npy (uncompressed, fast), webp (smallest, 8-bit RGB) or png"
+    )
     parser.add_argument("--shard-samples", type=int, default=defaults.shard_samples, help="tiles a tar (%(default)s)")
     parser.add_argument("--black", type=float, help="value that means no light (0)")
     parser.add_argument("--white", type=float, help="value that means full light (the type's largest)")

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,8 @@ def make_batch(positions: list[int], captures: int = 1, size: int = 64, value: f
     images = torch.rand(len(positions), captures, 3, size, size, generator=generator)
     if value is not None:
         images.fill_(value)
-    return Batch(torch.tensor(positions), torch.tensor(positions), images)
+    count = len(positions)
+    return Batch(np.array(positions), np.array(positions), images, np.zeros(count), np.ones(count))
 
 
 def test_the_two_fields_are_independent_and_have_the_level_of_the_noise() -> None:
@@ -55,9 +57,9 @@ def test_noise_depends_on_position_and_seed_alone() -> None:
 
 def test_noise_is_added_to_the_image_and_the_image_is_left_alone() -> None:
     batch = make_batch([0, 1], value=None)
-    before = batch.images.clone()
+    before = batch.pixels.clone()
     inputs, targets = noisy_pair(batch, Gaussian(sigma=1), SYNTHETIC, seed=0)
-    assert torch.equal(batch.images, before)
+    assert torch.equal(batch.pixels, before)
     for noisy in (inputs, targets):
         assert 0 < (noisy - before[:, 0]).abs().max() < 6 / 255
 
@@ -67,14 +69,14 @@ def test_supervised_pairs_have_the_clean_target_and_the_same_input() -> None:
     noisy_input, _ = noisy_pair(batch, Gaussian(), SYNTHETIC, seed=0)
     inputs, targets = noisy_pair(batch, Gaussian(), PairSettings(supervised=True), seed=0)
     assert torch.equal(inputs, noisy_input)
-    assert torch.equal(targets, batch.images[:, 0])
+    assert torch.equal(targets, batch.pixels[:, 0])
 
 
 def test_captures_are_taken_as_they_are() -> None:
     batch = make_batch([0, 1], captures=2, value=None)
     inputs, targets = noisy_pair(batch, Gaussian(), CAPTURES, seed=0)
-    assert torch.equal(inputs, batch.images[:, 0])
-    assert torch.equal(targets, batch.images[:, 1])
+    assert torch.equal(inputs, batch.pixels[:, 0])
+    assert torch.equal(targets, batch.pixels[:, 1])
 
 
 def test_pair_settings_say_what_to_read() -> None:

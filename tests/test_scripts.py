@@ -168,7 +168,7 @@ def test_build_refuses(tmp_path: Path, write_images: Callable[..., Path]) -> Non
         ([images, tmp_path / "there"], "there: exists already; remove it or choose another folder"),
         ([images, new, "--tile", 8], "--tile 8: must be 16 or more"),
         ([images, new, "--holdout", 2], "--holdout 2: must be 0 or more and below the 2 scenes"),
-        ([images, new, "--encoding", "jpg"], "--encoding jpg: must be npy or png"),
+        ([images, new, "--encoding", "jpg"], "--encoding jpg: must be npy, png or webp"),
         ([images, new, "--captures", "folder"], "--captures folder wants"),
         (["index", tmp_path / "empty"], "no *.tar file to index"),
         (["verify", tmp_path / "nowhere"], "nowhere: no such folder of shards"),

@@ -1,7 +1,8 @@
-"""From a place in the order to a crop: the data set, the loader, and what happens to damaged samples."""
+"""From places in the order to a batch of crops, and what happens to damaged samples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from n2n_dist.data.image import Image
 from n2n_dist.data.order import Order
 from n2n_dist.data.remote import GIB, Cache, Unavailable, location
-from n2n_dist.data.shard import Index, read_pixels
+from n2n_dist.data.shard import Index, read_window
 from n2n_dist.errors import Refusal
 from n2n_dist.noise import keys
 
@@ -65,24 +67,42 @@ class DataSettings:
 
 @dataclass
 class Batch:
-    """Crops of one rank's slice of a global batch."""
+    """Crops of one rank's slice of a global batch, as they are stored."""
 
-    positions: torch.Tensor
+    positions: np.ndarray
     """Place of each sample in the run, int64 [B]."""
-    samples: torch.Tensor
+    samples: np.ndarray
     """Number of each sample in the index, int64 [B]."""
-    images: torch.Tensor
-    """float32 [B, K, C, H, W], black 0 and white 1. K = 1: the image itself; K = 2: input and target capture."""
+    pixels: torch.Tensor
+    """uint8, uint16 or float32 [B, K, C, H, W]. K = 1: the image itself; K = 2: input and target capture."""
+    black: np.ndarray
+    """Value that means no light in each sample, float64 [B]."""
+    white: np.ndarray
+    """Value that means full light, float64 [B]."""
     bad: list[Refusal] = field(default_factory=list)
     """One message for each sample that could not be read and was replaced; zeros where one is `Unavailable`."""
 
-    def pin_memory(self) -> Batch:
-        """Move the crops to page-locked memory, from which a GPU copies without waiting."""
-        return replace(self, images=self.images.pin_memory())
+    def to(self, device: torch.device) -> Batch:
+        """Move the pixels to `device`, a GPU by way of page-locked memory: the copy goes on after the return."""
+        pixels = self.pixels.pin_memory() if device.type == "cuda" else self.pixels
+        return replace(self, pixels=pixels.to(device, non_blocking=True))
+
+    def normalised(self) -> torch.Tensor:
+        """Return float32 [B, K, C, H, W] with black at 0 and white at 1, not clipped.
+
+        The arithmetic is that of `Image.normalised`, so that the values are the same to the bit.
+        """
+
+        def level(values: np.ndarray) -> torch.Tensor:
+            level = torch.from_numpy(values.astype(np.float32)).view(-1, 1, 1, 1, 1)
+            return level.to(self.pixels.device, non_blocking=True)
+
+        images = self.pixels.to(torch.float32, copy=True)
+        return images.sub_(level(self.black)).div_(level(self.white - self.black))
 
 
 class CropDataset(torch.utils.data.Dataset):
-    """Maps (position, sample number) to a crop; a pure function of these and the seed."""
+    """Maps places, lists of (position, sample number), to a batch; a pure function of these and the seed."""
 
     def __init__(self, index: Index, seed: int, crop: int, source: str) -> None:
         """Check that every sample can give what is asked for.
@@ -112,27 +132,71 @@ class CropDataset(torch.utils.data.Dataset):
         self.source = source
         self.gone: Unavailable | None = None
         """Why nothing more is read by this process: no other sample stands in for those of a source that is gone."""
+        self.shape = (1 if source == "image" else 2, index.shards[0].channels[0], crop, crop)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[int, int, torch.Tensor, list[Refusal]]:
-        """Read a crop; one that cannot be read is replaced by a sample that only the position chooses."""
-        position, sample = place
+    def bytes(self, samples: int) -> int:
+        """Return the memory that the crops of so many samples need, of whatever type they are."""
+        return samples * math.prod(self.shape) * 4
+
+    def __getitem__(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """Read the crops at `places` into memory of their own."""
+        return self.read(places, np.empty(self.bytes(len(places)), np.uint8))
+
+    def read(self, places: Sequence[tuple[int, int]], memory: np.ndarray) -> Batch:
+        """Read the crops at `places`; samples of several types are normalised to float32.
+
+        A sample that cannot be read is replaced by one that only the position chooses.
+
+        Args:
+            places: (position, sample number) of each crop.
+            memory: where the pixels are written, uint8 [self.bytes(len(places))].
+
+        """
+        batch = self._read(places, memory, mixed=False) or self._read(places, memory, mixed=True)
+        assert batch is not None
+        return batch
+
+    def _read(self, places: Sequence[tuple[int, int]], memory: np.ndarray, mixed: bool) -> Batch | None:
+        """Read a batch of samples of one type, or, if they may be `mixed`, of any; None if they are of several."""
+        count = len(places)
+        samples, black, white = np.empty(count, np.int64), np.empty(count), np.empty(count)
+        bad: list[Refusal] = []
+        pixels = None
+        for i, (position, number) in enumerate(places):
+            samples[i], images, messages = self._images(position, number)
+            bad += messages[:1]
+            if mixed:
+                images = [Image(image.normalised(), 0.0, 1.0) for image in images]
+            dtype = images[0].pixels.dtype
+            if pixels is None:
+                shape = (count, *self.shape)
+                pixels = memory[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+            elif pixels.dtype != dtype:
+                return None
+            black[i], white[i] = images[0].black, images[0].white
+            for to, image in zip(pixels[i], images, strict=True):
+                to[...] = image.pixels.transpose(2, 0, 1)
+        positions = np.array([position for position, _ in places], np.int64)
+        return Batch(positions, samples, torch.from_numpy(pixels), black, white, bad)
+
+    def _images(self, position: int, number: int) -> tuple[int, list[Image], list[Refusal]]:
+        """Return the sample that was read, its crops, and why others were not."""
         bad: list[Refusal] = []
         for attempt in range(0 if self.gone else ATTEMPTS):
             try:
-                return position, sample, self._read(position, sample), bad
+                return number, self._crops(position, number), bad
             except Unavailable as gone:
                 self.gone = gone
                 break
             except Refusal as refusal:
                 bad.append(refusal)
-                sample = keys.integer(self.seed, position, f"replacement-{attempt}", len(self.index))
+                number = keys.integer(self.seed, position, f"replacement-{attempt}", len(self.index))
         # nothing is left to read: the loop will stop all ranks together
-        channels = self.index.shards[0].channels[0]
-        images = 1 if self.source == "image" else 2
         bad = [self.gone] if self.gone else bad
-        return position, sample, torch.zeros(images, channels, self.crop, self.crop), bad
+        images, channels, height, width = self.shape
+        return number, [Image(np.zeros((height, width, channels), np.uint8), 0.0, 1.0)] * images, bad
 
-    def _read(self, position: int, number: int) -> torch.Tensor:
+    def _crops(self, position: int, number: int) -> list[Image]:
         def draw(purpose: str, bound: int) -> int:
             return keys.integer(self.seed, position, purpose, bound)
 
@@ -151,11 +215,9 @@ class CropDataset(torch.utils.data.Dataset):
             members = [sample.captures[first], sample.captures[other]]
         elif self.source == "supervised":
             members = [sample.captures[draw("capture", len(sample.captures))], sample.clean or sample.captures[0]]
-        crops = np.stack([read_pixels(tar, sample, member, window) for member in members])
-        # one of the eight symmetries of the square
-        crops = np.rot90(crops, draw("quarter-turns", 4), axes=(1, 2))
-        crops = crops[:, :, ::-1] if draw("flip", 2) else crops
-        return torch.from_numpy(np.ascontiguousarray(crops.transpose(0, 3, 1, 2)))
+        turns, flip = draw("quarter-turns", 4), draw("flip", 2)
+        crops = [_symmetry(read_window(tar, sample, member, window), turns, flip == 1) for member in members]
+        return [Image(crop, sample.black, sample.white) for crop in crops]
 
 
 class RankOrder(torch.utils.data.Sampler):
@@ -173,36 +235,24 @@ class RankOrder(torch.utils.data.Sampler):
         """Go on for ever; the loop counts steps."""
         samples_seen = self.samples_seen
         while True:
-            batch = self.order.batch(samples_seen).tolist()
-            for start in range(self.first, self.first + self.share, self.micro_batch):
-                yield [(samples_seen + i, batch[i]) for i in range(start, start + self.micro_batch)]
+            first = samples_seen + self.first
+            places = list(
+                enumerate(self.order.batch(samples_seen, self.first, self.first + self.share).tolist(), first)
+            )
+            for start in range(0, self.share, self.micro_batch):
+                yield places[start : start + self.micro_batch]
             samples_seen += self.order.batch_size
 
 
-def collate(items: Sequence[tuple[int, int, torch.Tensor, list[Refusal]]]) -> Batch:
-    """Stack crops; of a sample that was replaced, keep the first message."""
-    positions, samples, images, bad = zip(*items, strict=True)
-    return Batch(
-        torch.tensor(positions),
-        torch.tensor(samples),
-        torch.stack(images),
-        [messages[0] for messages in bad if messages],
-    )
+def _symmetry(pixels: np.ndarray, turns: int, flip: bool) -> np.ndarray:
+    """Return one of the eight symmetries of the square: quarter turns to the left, then left and right exchanged.
 
-
-def make_loader(
-    dataset: CropDataset, places: RankOrder, workers: int, device: torch.device
-) -> torch.utils.data.DataLoader:
-    """Read micro-batches ahead in `workers` processes."""
-    return torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=places,
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
-    )
+    A view, as of `numpy.rot90`, which costs more time than it takes to copy a row.
+    """
+    upside_down, mirrored = turns in (2, 3), turns in (1, 2)
+    pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+    pixels = pixels.swapaxes(0, 1) if turns % 2 else pixels
+    return pixels[:, ::-1] if flip else pixels
 
 
 def folder_list(value: Any, name: str) -> list[Path | str]:
@@ -239,7 +289,3 @@ def open_data(
 def is_tolerated(bad: float, samples: int, max_bad: float) -> bool:
     """Say whether so many bad samples are within the tolerated share; a single one is no share yet."""
     return bad <= max_bad * samples or (bad == 1 and max_bad > 0)
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

@@ -128,6 +128,9 @@ def decode(data: bytes, suffix: str) -> np.ndarray:
     """
     if suffix.lower() == ".npy":
         return _decode_npy(data)
+    if suffix.lower() == ".webp":  # at most 16383 pixels a side
+        with damage_refused():
+            return imagecodecs.webp_decode(data)
     frames, _ = open_frames(io.BytesIO(data), suffix).read()
     if len(frames) != 1:
         raise Refusal(f"holds {len(frames)} frames; a member is one image")
@@ -172,7 +175,7 @@ def _npy_header(start: bytes) -> tuple[tuple[int, ...], np.dtype, bool, int]:
 
 
 def encode(pixels: np.ndarray, suffix: str) -> bytes:
-    """Encode [H, W, C] losslessly by suffix: `.npy`, `.png` (8 and 16 bit) or `.tif`.
+    """Encode [H, W, C] losslessly by suffix: `.npy`, `.png` (8 and 16 bit), `.webp` (8-bit RGB) or `.tif`.
 
     Raises:
         Refusal: the format cannot hold this type of pixel.
@@ -185,6 +188,10 @@ def encode(pixels: np.ndarray, suffix: str) -> bytes:
             return _encode_npy(pixels)
         case ".tif" | ".tiff":
             return _encode_tiff([pixels])
+        case ".webp" if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
+            raise Refusal(f"WebP holds 8-bit RGB, not {pixels.dtype} of {pixels.shape[2]} channels; use PNG or NPY")
+        case ".webp":
+            return bytes(imagecodecs.webp_encode(np.ascontiguousarray(pixels), lossless=True))
         case ".png" if pixels.dtype == np.float32:
             raise Refusal("PNG cannot hold float32; use TIFF or NPY")
         case ".png" if pixels.dtype == np.uint16:

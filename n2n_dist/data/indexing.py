@@ -16,7 +16,7 @@ from n2n_dist.data.image import NPY_HEADER, Image, decode, npy_stand_in
 from n2n_dist.data.shard import FORMAT, INDEX, MEMBERS, Member, Sample, Shard, check_tar, read_index, reindex
 from n2n_dist.errors import Refusal
 
-IMAGE_EXTENSIONS = ("npy", "png", "tif", "tiff", "jpg", "jpeg")
+IMAGE_EXTENSIONS = ("npy", "png", "webp", "tif", "tiff", "jpg", "jpeg")
 
 
 def write_index(folder: Path, black: float | None = None, white: float | None = None) -> list[Shard]:

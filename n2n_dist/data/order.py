@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -52,20 +53,24 @@ class Order:
         self.batches_per_epoch = total // batch
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._epoch = functools.lru_cache(maxsize=2)(self._permute_shards)
-        self._inside = functools.lru_cache(maxsize=4 * self.streams)(self._permute_samples)
+        self._inside = functools.lru_cache(maxsize=2 * self.streams)(self._permute_samples)
 
-    def batch(self, samples_seen: int) -> np.ndarray:
-        """Return the numbers of the next B samples, int64 [B].
+    def batch(self, samples_seen: int, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Return the numbers of the next B samples, or of a part of them, int64 [B] or [last - first].
+
+        A part costs only its own share of the work: a rank of thousands asks for its slice.
 
         Args:
             samples_seen: samples that came before, a multiple of B.
+            first: start of the part in the batch.
+            last: its end; default B.
 
         """
         epoch, step = divmod(samples_seen // self.batch_size, self.batches_per_epoch)
         share = self.batch_size // self.streams
         span = self.batches_per_epoch * share
-        line = np.arange(self.streams)[:, None] * span + step * share + np.arange(share)
-        return self._at(epoch, line.ravel())
+        stream, place = np.divmod(np.arange(first, self.batch_size if last is None else last), share)
+        return self._at(epoch, stream * span + step * share + place)
 
     def upcoming_shards(self, samples_seen: int, first: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield, for ever, the shards that places [first, stop) of the batches walk into, in the order of their use.
@@ -102,15 +107,16 @@ class Order:
             epoch, now = epoch + 1, 0
 
     def _at(self, epoch: int, line: np.ndarray) -> np.ndarray:
-        """Return the samples at the given places of an epoch's line."""
+        """Return the samples at the given places of an epoch's line, which ascend."""
         shards, ends = self._epoch(epoch)
         places = np.searchsorted(ends, line, side="right")
+        cuts = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(line)]
         numbers = np.empty_like(line)
-        for place in np.unique(places):
-            chosen = places == place
+        for start, stop in itertools.pairwise(cuts):
+            place = places[start]
             shard = int(shards[place])
-            offsets = line[chosen] - (ends[place] - self.sizes[shard])
-            numbers[chosen] = self._starts[shard] + self._inside(epoch, shard)[offsets]
+            offsets = line[start:stop] - (ends[place] - self.sizes[shard])
+            numbers[start:stop] = self._starts[shard] + self._inside(epoch, shard)[offsets]
         return numbers
 
     def _permute_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ SHARDS = 16
 BUILDING = "building"
 """Folder of an unfinished build that holds its plan and what is not finished."""
 PLAN = "plan.json"
+ENCODINGS = ("npy", "png", "webp")
 
 
 @dataclass
@@ -35,7 +36,8 @@ class Options:
     tile: int = 256
     """Largest height and width of a tile in pixels; tiles of a larger image cover it and may overlap."""
     encoding: str = "npy"
-    """`npy`: uncompressed, crops are read without decoding; `png`: about half the size, 8 and 16 bit only."""
+    """`npy`: uncompressed, crops are read without decoding; `webp`: a third of the size, 8-bit RGB only; `png`: half of
+    it, 8 and 16 bit only."""
     shard_samples: int = 512
     """Samples in one tar."""
     black: float | None = None
@@ -48,8 +50,8 @@ class Options:
     """Largest share of unreadable scenes; one is always tolerated."""
 
     def __post_init__(self) -> None:
-        if self.encoding not in ("npy", "png"):
-            raise Refusal(f"--encoding {self.encoding}: must be npy or png")
+        if self.encoding not in ENCODINGS:
+            raise Refusal(f"--encoding {self.encoding}: must be {', '.join(ENCODINGS[:-1])} or {ENCODINGS[-1]}")
         for name, value, smallest in (("tile", self.tile, 16), ("shard-samples", self.shard_samples, 1)):
             if value < smallest:
                 raise Refusal(f"--{name} {value}: must be {smallest} or more")

@@ -5,6 +5,9 @@ A sample KEY is `KEY.json` (source, tile origin, black and white level, bit dept
 tar written by others is one capture. Beside `NAME.tar` stands `NAME.index.json`, the offset and size of every
 member, read only when a sample of that shard is; `index.json` lists the shards. A folder of shards may lie on this
 machine or behind a URL.
+
+A process keeps the last shards that it read from open, and of each the place of every sample's record: 8 bytes
+a sample, so that memory does not grow with the data set and hardly with the size of a shard.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -27,6 +31,8 @@ from n2n_dist.errors import Refusal
 INDEX = "index.json"
 MEMBERS = ".index.json"
 FORMAT = 2
+SHARDS_OPEN = 128
+"""Shards that a process keeps open: twice the streams of a batch, which pass from one shard to the next."""
 
 
 @dataclass
@@ -178,13 +184,13 @@ class Index:
             Unavailable: one of them cannot be fetched.
 
         """
-        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        samples = _samples(self.paths[shard], self.members[shard], self.shards[shard].index_sha256)
-        return self.paths[shard], samples[number - int(self._starts[shard])]
+        shard = int(self._starts.searchsorted(number, side="right")) - 1
+        records = _records(self.paths[shard], self.members[shard], self.shards[shard].index_sha256)
+        return self.paths[shard], records.sample(number - int(self._starts[shard]))
 
 
-def read_pixels(tar: File, sample: Sample, member: Member, window: tuple[int, int, int, int]) -> np.ndarray:
-    """Read one window of a member as float32 [height, width, C], black at 0 and white at 1, not clipped.
+def read_window(tar: File, sample: Sample, member: Member, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Read one window of a member as it is stored, [height, width, C].
 
     Of an uncompressed member (`.npy`) only the rows of the window are read.
 
@@ -202,16 +208,14 @@ def read_pixels(tar: File, sample: Sample, member: Member, window: tuple[int, in
     top, left, height, width = window
     dtype = np.dtype(sample.dtype)
     try:
-        with tar.open("rb") as file:
-            if member.extension == "npy":
-                row = sample.shape[1] * sample.shape[2] * dtype.itemsize
-                data_offset = member.offset + member.size - sample.shape[0] * row
-                file.seek(data_offset + top * row)
-                rows = np.frombuffer(file.read(height * row), dtype).reshape(height, *sample.shape[1:])
-            else:
-                file.seek(member.offset)
-                pixels = decode(file.read(member.size), f".{member.extension}")
-                rows = pixels.reshape(sample.shape)[top : top + height]
+        if member.extension == "npy":
+            row = sample.shape[1] * sample.shape[2] * dtype.itemsize
+            data_offset = member.offset + member.size - sample.shape[0] * row
+            data = _read_at(tar, height * row, data_offset + top * row)
+            rows = np.frombuffer(data, dtype).reshape(height, *sample.shape[1:])
+        else:
+            pixels = decode(_read_at(tar, member.size, member.offset), f".{member.extension}")
+            rows = pixels.reshape(sample.shape)[top : top + height]
         pixels = rows[:, left : left + width]
         if dtype.kind == "f" and not np.isfinite(pixels).all():
             raise ValueError("values that are not finite")
@@ -219,7 +223,15 @@ def read_pixels(tar: File, sample: Sample, member: Member, window: tuple[int, in
         raise
     except (OSError, ValueError, Refusal) as error:
         raise Refusal(f"{tar}: sample {sample.key}: {error}") from None
-    return Image(pixels, sample.black, sample.white).normalised()
+    return pixels
+
+
+def read_pixels(tar: File, sample: Sample, member: Member, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Read one window of a member as float32 [height, width, C], black at 0 and white at 1, not clipped.
+
+    Arguments and refusals are those of `read_window`.
+    """
+    return Image(read_window(tar, sample, member, window), sample.black, sample.white).normalised()
 
 
 def read_index(folder: Path | str, cache: Cache | None = None) -> list[Shard]:
@@ -290,28 +302,80 @@ def reindex(folder: Path | str) -> str:
     return "index the shards anew where they were built (python shards/build.py index FOLDER) and copy them there again"
 
 
-@functools.lru_cache(maxsize=256)
-def _samples(tar: File, members: File, sha256: str) -> list[Sample]:
-    try:
-        with members.open("rb") as file:
-            text = file.read()
-        if hashlib.sha256(text).hexdigest() != sha256:
-            raise ValueError(f"is not the one that {INDEX} names")
-        samples = [
-            Sample(
-                **{
-                    **record,
-                    "captures": [Member(**member) for member in record["captures"]],
-                    "clean": record["clean"] and Member(**record["clean"]),
-                    "shape": tuple(record["shape"]),
-                }
-            )
-            for record in json.loads(text)
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"{members}: cannot be read ({error}); {_repair(tar)}") from None
-    _check_members(tar, [samples[0], samples[-1]])
-    return samples
+class _OpenFile:
+    """A file that stays open, read at any place, by any process that inherits it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read(self, size: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+
+def _read_at(file: File, size: int, offset: int) -> bytes:
+    if isinstance(file, Path):
+        return _open(file).read(size, offset)
+    with file.open("rb") as cached:  # not kept open: the cache counts uses, and the room of what it removed
+        cached.seek(offset)
+        return cached.read(size)
+
+
+class _Records:
+    """The list of members of one shard: where the record of each sample stands in it."""
+
+    def __init__(self, tar: File, members: File, sha256: str) -> None:
+        self._tar = tar
+        self._members = members
+        try:
+            with members.open("rb") as file:
+                text = file.read()
+            if hashlib.sha256(text).hexdigest() != sha256:
+                raise ValueError(f"is not the one that {INDEX} names")
+            self._ends = _scan_records(text)
+        except Unavailable:
+            raise
+        except (OSError, ValueError) as error:
+            raise self._refusal(error) from None
+        _check_members(tar, [self.sample(0), self.sample(len(self._ends) - 2)])
+
+    def sample(self, place: int) -> Sample:
+        start, end = self._ends[place : place + 2].tolist()
+        try:
+            record = json.loads(_read_at(self._members, end - start - 1, start + 1))
+            record["captures"] = [Member(**member) for member in record["captures"]]
+            record["clean"] = record["clean"] and Member(**record["clean"])
+            record["shape"] = tuple(record["shape"])
+            return Sample(**record)
+        except Unavailable:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: Exception) -> Refusal:
+        return Refusal(f"{self._members}: cannot be read ({error}); {_repair(self._tar)}")
+
+
+def _scan_records(data: bytes) -> np.ndarray:
+    """Return where the elements of a JSON list end, int64 [elements + 1], the first entry that of its bracket.
+
+    Between two ends stand a separator of one character and an element.
+    """
+    text = data.decode("latin-1")  # one character a byte
+    decode_one, end, ends = json.JSONDecoder().raw_decode, 0, [0]
+    while text[end : end + 1] in ("[", ","):
+        _, end = decode_one(text, end + 1)
+        ends.append(end)
+    if text[end:].rstrip() != "]":
+        raise ValueError(f"not a list of records at byte {end}")
+    return np.array(ends)
+
+
+_open = functools.lru_cache(maxsize=SHARDS_OPEN)(_OpenFile)
+_records = functools.lru_cache(maxsize=SHARDS_OPEN)(_Records)
 
 
 def _repair(tar: File) -> str:

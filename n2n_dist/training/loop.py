@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from n2n_dist.data.dataset import RankOrder, is_tolerated, make_loader, open_data
+from n2n_dist.data.dataset import RankOrder, is_tolerated, open_data
+from n2n_dist.data.loader import make_loader
 from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.data.remote import Unavailable
 from n2n_dist.devices import autocast
@@ -118,7 +119,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     example = example.to(backend.device, memory_format=memory_format(config.train))
     model, stepper = backend.wrap(network, optimizer, example)
     places = RankOrder(order, progress.samples_seen, backend.rank, backend.world_size, plan.micro_batch)
-    loader = iter(make_loader(dataset, places, config.data.workers, backend.device))
+    loader = make_loader(dataset, places, config.data.workers, backend.device)
     prefetcher = Prefetcher(index, order, progress.samples_seen, backend.machine_slots)
     if index.remote and backend.local_rank == 0 and not dry_run:
         prefetcher.start()  # after the loader: its workers are forked, and a fork should copy no lock that is held
@@ -137,7 +138,6 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
             waited += time.perf_counter() - start
             bad += batch.bad
             gone.extend(message for message in batch.bad if isinstance(message, Unavailable))
-            batch.images = batch.images.to(backend.device, non_blocking=True)
             inputs, targets = noisy_pair(batch, config.noise, config.pairs, config.run.seed)
             inputs = inputs.contiguous(memory_format=memory_format(config.train))
             with backend.accumulate(model):

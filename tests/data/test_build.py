@@ -68,11 +68,11 @@ def test_float_images_need_a_range(tmp_path: Path) -> None:
     assert "--white" in said[0]
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_npy_and_png_give_equal_crops(tmp_path: Path, dtype: type) -> None:
+@pytest.mark.parametrize(("dtype", "other"), [(np.uint8, "png"), (np.uint16, "png"), (np.uint8, "webp")])
+def test_encodings_give_equal_crops(tmp_path: Path, dtype: type, other: str) -> None:
     write_image(tmp_path / "in" / "a.png", random_pixels((40, 70, 3), dtype))
     crops = []
-    for encoding in ("npy", "png"):
+    for encoding in ("npy", other):
         build(tmp_path / "in", tmp_path / encoding, Options(tile=48, encoding=encoding))
         index = Index([tmp_path / encoding])
         samples = [index.sample(number) for number in range(len(index))]
@@ -307,6 +307,13 @@ def test_a_clean_reference_is_kept_apart(tmp_path: Path) -> None:
     for name, pixels in images.items():
         np.testing.assert_array_equal(sample[f"{name}.npy"], pixels)
     assert Index([tmp_path / "out"]).shards[0].clean
+
+
+def test_webp_of_deep_images_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.png", random_pixels((20, 20, 3), np.uint16))
+    with pytest.raises(Refusal, match="WebP holds 8-bit RGB, not uint16 of 3 channels; use PNG or NPY"):
+        build(tmp_path / "in", tmp_path / "out", Options(encoding="webp"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,26 +7,28 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
 from images import random_pixels
 
 from n2n_dist.data.build import build
 from n2n_dist.data.dataset import (
-    ATTEMPTS,
     Batch,
     CropDataset,
     DataSettings,
     RankOrder,
-    collate,
+    _symmetry,
     folder_list,
-    make_loader,
 )
 from n2n_dist.data.image import encode, write_image
 from n2n_dist.data.indexing import write_index
+from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping
-from n2n_dist.data.shard import Index
+from n2n_dist.data.shard import Index, read_pixels
 from n2n_dist.errors import Refusal
+from n2n_dist.noise import keys
 
 CPU = torch.device("cpu")
 
@@ -35,6 +37,13 @@ def load(dataset: CropDataset, count: int, workers: int = 0, micro_batch: int = 
     order = Order(dataset.index.sizes, 0, 8)
     loader = make_loader(dataset, RankOrder(order, 0, 0, 1, micro_batch), workers, CPU)
     return list(itertools.islice(loader, count))
+
+
+def read(dataset: CropDataset, position: int, number: int) -> tuple[int, torch.Tensor, list[str]]:
+    """The sample that was used, its images and the messages."""
+    batch = dataset[[(position, number)]]
+    assert batch.positions.tolist() == [position]
+    return int(batch.samples[0]), batch.normalised()[0], batch.bad
 
 
 def damage(index: Index, number: int) -> str:
@@ -65,8 +74,8 @@ def test_two_captures_of_one_scene_share_window_and_symmetry(coded: Index) -> No
     dataset = CropDataset(coded, seed=3, crop=8, source="captures")
     pairs, windows, orientations = set(), set(), set()
     for position in range(400):
-        place, number, images, bad = dataset[(position, position % 5)]
-        assert (place, number, bad) == (position, position % 5, [])
+        number, images, bad = read(dataset, position, position % 5)
+        assert (number, bad) == (position % 5, [])
         assert (images.dtype, images.shape) == (torch.float32, (2, 4, 8, 8))
         first, second = decoded(images)
         for crop in (first, second):
@@ -89,7 +98,7 @@ def test_two_captures_of_one_scene_share_window_and_symmetry(coded: Index) -> No
 def test_a_single_image_is_its_first_capture(coded: Index) -> None:
     dataset = CropDataset(coded, seed=0, crop=8, source="image")
     for position in range(20):
-        crop = decoded(dataset[(position, 1)][2])
+        crop = decoded(read(dataset, position, 1)[1])
         assert crop.shape == (1, 4, 8, 8)
         assert np.unique(crop[0, 1]).tolist() == [0]
 
@@ -97,7 +106,7 @@ def test_a_single_image_is_its_first_capture(coded: Index) -> None:
 def test_crops_depend_on_seed_and_position_alone(coded: Index) -> None:
     def crops(seed: int, positions: range) -> torch.Tensor:
         dataset = CropDataset(coded, seed, 8, "captures")
-        return torch.stack([dataset[(position, 2)][2] for position in positions])
+        return torch.stack([read(dataset, position, 2)[1] for position in positions])
 
     torch.testing.assert_close(crops(0, range(20)), crops(0, range(20)), rtol=0, atol=0)
     torch.testing.assert_close(crops(0, range(20))[10:], crops(0, range(10, 20)), rtol=0, atol=0)
@@ -115,7 +124,7 @@ def test_supervised_pairs_are_a_capture_and_its_reference(tmp_path: Path) -> Non
     dataset = CropDataset(Index([tmp_path / "s"]), 0, 16, "supervised")
     seen = set()
     for position in range(20):
-        noisy, reference = (np.sort(np.rint(image.numpy() * 255).ravel()) for image in dataset[(position, 0)][2])
+        noisy, reference = (np.sort(np.rint(image.numpy() * 255).ravel()) for image in read(dataset, position, 0)[1])
         np.testing.assert_array_equal(reference, np.sort(clean.ravel()))
         seen.add(next(n for n, pixels in enumerate(captures) if np.array_equal(np.sort(pixels.ravel()), noisy)))
     assert seen == {0, 1}
@@ -125,40 +134,41 @@ def test_workers_do_not_change_the_crops(make_shards: Callable[..., Path]) -> No
     dataset = CropDataset(Index([make_shards(12, shard_samples=5)]), 0, 16, "image")
     alone, helped = load(dataset, 5), load(dataset, 5, workers=2)
     for a, b in zip(alone, helped, strict=True):
-        assert torch.equal(a.positions, b.positions)
-        assert torch.equal(a.samples, b.samples)
-        assert torch.equal(a.images, b.images)
+        assert a.positions.tolist() == b.positions.tolist()
+        assert a.samples.tolist() == b.samples.tolist()
+        assert torch.equal(a.pixels, b.pixels)
     assert alone[0].positions.tolist() == [0, 1, 2, 3]
-    assert alone[0].images.shape == (4, 1, 3, 16, 16)
+    assert alone[0].pixels.shape == (4, 1, 3, 16, 16)
 
 
 def test_micro_batches_join_to_the_batch(make_shards: Callable[..., Path]) -> None:
     dataset = CropDataset(Index([make_shards(12)]), 0, 16, "image")
     (whole,) = load(dataset, 1, micro_batch=8)
     parts = load(dataset, 4, micro_batch=2)
-    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
-    assert torch.equal(torch.cat([part.samples for part in parts]), whole.samples)
+    assert torch.equal(torch.cat([part.pixels for part in parts]), whole.pixels)
+    assert np.concatenate([part.samples for part in parts]).tolist() == whole.samples.tolist()
 
 
 def test_damaged_sample_is_replaced_by_its_position_alone(make_shards: Callable[..., Path]) -> None:
     index = Index([make_shards(9, encoding="png", shard_samples=4)])
     dataset = CropDataset(index, 0, 16, "image")
-    before = {position: dataset[(position, position % 9)] for position in range(18)}
+    before = {position: read(dataset, position, position % 9)[1] for position in range(18)}
     key = damage(index, 4)
-    for position, (_, number, images, _) in before.items():
-        _, used, replaced, bad = dataset[(position, number)]
+    for position, images in before.items():
+        number = position % 9
+        used, replaced, bad = read(dataset, position, number)
         if number == 4:
             assert used != 4
-            assert torch.equal(replaced, dataset[(position, used)][2])
+            assert torch.equal(replaced, read(dataset, position, used)[1])
             assert bad
             assert all(key in str(message) for message in bad)
         else:
             assert torch.equal(replaced, images)
             assert not bad
-    chosen = [dataset[(position, 4)][1] for position in range(40)]
+    chosen = [read(dataset, position, 4)[0] for position in range(40)]
     assert set(chosen) == set(range(9)) - {4}
-    assert chosen == [CropDataset(index, 0, 16, "image")[(position, 4)][1] for position in range(40)]
-    assert chosen != [CropDataset(index, 1, 16, "image")[(position, 4)][1] for position in range(40)]
+    assert chosen == [read(CropDataset(index, 0, 16, "image"), position, 4)[0] for position in range(40)]
+    assert chosen != [read(CropDataset(index, 1, 16, "image"), position, 4)[0] for position in range(40)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -169,8 +179,8 @@ def test_damaged_samples_are_reported_with_the_batch(make_shards: Callable[..., 
     named = [str(message) for batch in batches for message in batch.bad]
     assert named
     assert all(key in message for message in named)
-    assert 3 not in torch.cat([batch.samples for batch in batches])
-    assert torch.cat([batch.positions for batch in batches]).tolist() == list(range(8))
+    assert 3 not in np.concatenate([batch.samples for batch in batches])
+    assert np.concatenate([batch.positions for batch in batches]).tolist() == list(range(8))
 
 
 def test_shards_with_nothing_readable_give_zeros_and_a_message(coded: Index) -> None:
@@ -180,10 +190,8 @@ def test_shards_with_nothing_readable_give_zeros_and_a_message(coded: Index) -> 
         with tar.open("r+b") as file:
             file.truncate(sample.captures[0].offset if number == 0 else tar.stat().st_size)
     for source, images in (("image", 1), ("captures", 2)):
-        item = CropDataset(coded, 0, 8, source)[(6, 0)]
-        assert len(item[3]) == ATTEMPTS
-        batch = collate([item])
-        assert torch.equal(batch.images, torch.zeros(1, images, 4, 8, 8))
+        batch = CropDataset(coded, 0, 8, source)[[(6, 0)]]
+        assert torch.equal(batch.normalised(), torch.zeros(1, images, 4, 8, 8))
         assert batch.positions.tolist() == [6]
         assert len(batch.bad) == 1
         assert str(coded.paths[0]) in str(batch.bad[0])
@@ -194,9 +202,9 @@ def test_samples_of_a_tar_that_is_another_are_replaced(make_shards: Callable[...
     shutil.copy(folder / "shard-000000.tar", folder / "shard-000001.tar")
     dataset = CropDataset(Index([folder]), 0, 16, "image")
     for position in range(10):
-        _, sample, images, bad = dataset[(position, 2)]
+        sample, images, bad = read(dataset, position, 2)
         assert sample in (0, 1)
-        assert torch.equal(images, dataset[(position, sample)][2])
+        assert torch.equal(images, read(dataset, position, sample)[1])
         assert bad
         assert all(str(folder / "shard-000001.tar") in str(message) for message in bad)
 
@@ -207,12 +215,12 @@ def test_a_tar_cut_off_under_a_running_loader_loses_its_samples_and_no_others(
 ) -> None:
     index = Index([make_shards(16, encoding=encoding, shard_samples=8)])
     dataset = CropDataset(index, 0, 16, "image")
-    before = {position: dataset[(position, position)] for position in range(16)}
+    before = {position: read(dataset, position, position)[1] for position in range(16)}
     tar, sample = index.sample(12)
     with tar.open("r+b") as file:
         file.truncate(sample.captures[0].offset + 60)
-    for position, (_, _, images, _) in before.items():
-        _, used, again, bad = dataset[(position, position)]
+    for position, images in before.items():
+        used, again, bad = read(dataset, position, position)
         if position < 12:
             assert (used, bad) == (position, [])
             assert torch.equal(again, images)
@@ -221,8 +229,8 @@ def test_a_tar_cut_off_under_a_running_loader_loses_its_samples_and_no_others(
             assert f"{tar}: sample {index.sample(position)[1].key}: " in str(bad[0])
     helped = [load(dataset, 4, workers) for workers in (0, 2)]  # two epochs
     for one, other in zip(*helped, strict=True):
-        assert torch.equal(one.samples, other.samples)
-        assert torch.equal(one.images, other.images)
+        assert np.array_equal(one.samples, other.samples)
+        assert torch.equal(one.pixels, other.pixels)
         assert [*map(str, one.bad)] == [*map(str, other.bad)]
     assert sum(len(batch.bad) for batch in helped[0]) == 4
 
@@ -237,11 +245,60 @@ def test_what_the_shards_cannot_give_is_refused(make_shards: Callable[..., Path]
         CropDataset(index, 0, 16, "supervised")
 
 
-def test_a_batch_has_one_message_for_each_replaced_sample() -> None:
-    image = torch.zeros(1, 1, 2, 2)
-    batch = collate([(5, 1, image, ["a", "b"]), (6, 0, image + 1, []), (7, 3, image + 2, ["c"])])
-    assert (batch.positions.tolist(), batch.samples.tolist(), batch.bad) == ([5, 6, 7], [1, 0, 3], ["a", "c"])
-    assert batch.images[:, 0, 0, 0, 0].tolist() == [0, 1, 2]
+def test_a_batch_has_one_message_for_each_replaced_sample(make_shards: Callable[..., Path]) -> None:
+    index = Index([make_shards(9, encoding="png")])
+    damaged = {number: damage(index, number) for number in (2, 5, 6, 7, 8)}
+    batch = CropDataset(index, 0, 16, "image")[[(5, 2), (6, 0), (7, 5)]]
+    assert [message for key in (damaged[2], damaged[5]) for message in batch.bad if key in str(message)] == batch.bad
+    assert batch.samples[1] == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("source", ["image", "captures"])
+def test_crops_are_to_the_bit_what_read_pixels_gives(tmp_path: Path, dtype: type, source: str) -> None:
+    for scene, capture in itertools.product(range(4), range(2)):
+        pixels = random_pixels((20, 24, 3), dtype, 2 * scene + capture)
+        write_image(tmp_path / "scenes" / str(scene) / f"{capture}.tif", pixels)
+    build(tmp_path / "scenes", tmp_path / "shards", Options(Grouping("folder"), black=3.3, white=np.pi * 60))
+    index = Index([tmp_path / "shards"])
+    dataset = CropDataset(index, 7, 16, source)
+    places = [(position, position % 4) for position in range(100, 140)]
+    batch = dataset[places]
+    assert batch.pixels.numpy().dtype == dtype
+    images = batch.normalised()
+    assert images.dtype == torch.float32
+    for (position, number), image in zip(places, images, strict=True):
+        tar, sample = index.sample(number)
+        members = [sample.captures[0]]
+        if source == "captures":
+            first = keys.integer(7, position, "capture", 2)
+            members = [sample.captures[first], sample.captures[1 - first]]
+        window = (keys.integer(7, position, "top", 5), keys.integer(7, position, "left", 9), 16, 16)
+        for member, found in zip(members, image, strict=True):
+            crop = np.rot90(read_pixels(tar, sample, member, window), keys.integer(7, position, "quarter-turns", 4))
+            crop = crop[:, ::-1] if keys.integer(7, position, "flip", 2) else crop
+            np.testing.assert_array_equal(found.numpy(), crop.transpose(2, 0, 1))
+
+
+def test_samples_of_several_types_and_ranges_share_a_batch(tmp_path: Path) -> None:
+    for name, dtype, white in (("a", np.uint8, 200.0), ("b", np.float32, 1.5), ("c", np.uint16, 4095.0)):
+        for number in range(3):
+            write_image(tmp_path / name / f"{number}.tif", random_pixels((20, 20, 1), dtype, number))
+        build(tmp_path / name, tmp_path / f"{name}-shards", Options(white=white))
+    dataset = CropDataset(Index([tmp_path / f"{name}-shards" for name in "abc"]), 0, 16, "image")
+    for numbers in ((0, 3, 6), (3, 0, 6), (6, 1, 7), (2, 1, 0)):
+        places = [(position, number) for position, number in enumerate(numbers)]
+        batch = dataset[places]
+        assert batch.pixels.dtype == (torch.uint8 if max(numbers) < 3 else torch.float32)
+        for (position, number), image in zip(places, batch.normalised(), strict=True):
+            assert torch.equal(image, read(dataset, position, number)[1])
+
+
+@given(turns=st.integers(0, 3), flip=st.booleans(), height=st.integers(1, 4), width=st.integers(1, 4))
+def test_symmetries_are_those_of_numpy(turns: int, flip: bool, height: int, width: int) -> None:
+    pixels = random_pixels((height, width, 2))
+    turned = np.rot90(pixels, turns)
+    np.testing.assert_array_equal(_symmetry(pixels, turns, flip), turned[:, ::-1] if flip else turned)
 
 
 @pytest.mark.parametrize(

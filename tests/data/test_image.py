@@ -33,6 +33,19 @@ def test_what_is_written_is_read_again(suffix: str, dtype: type, channels: int, 
     np.testing.assert_array_equal(again, pixels)
 
 
+@pytest.mark.parametrize("size", [(9, 7), (1, 1), (3, 4), (64, 64)])
+def test_webp_is_lossless(size: tuple[int, int]) -> None:
+    pixels = random_pixels((*size, 3))
+    np.testing.assert_array_equal(decode(encode(pixels, ".webp"), ".webp"), pixels)
+
+
+def test_damaged_webp_is_refused() -> None:
+    data = encode(random_pixels((32, 32, 3)), ".webp")
+    for damaged in (b"", data[: len(data) // 2], b"not an image"):
+        with pytest.raises(Refusal, match="damaged"):
+            decode(damaged, ".webp")
+
+
 def test_files_have_the_bit_depth_they_claim(tmp_path: Path) -> None:
     pixels = random_pixels((16, 16, 3), np.uint16)
     write_image(tmp_path / "deep" / "a.png", pixels)
@@ -227,6 +240,9 @@ def test_integer_results_are_rounded_and_clipped_and_float_ones_are_not() -> Non
 def test_formats_that_would_lose_something_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="float32"):
         encode(np.zeros((4, 4, 1), np.float32), ".png")
+    for dtype, channels in ((np.uint8, 1), (np.uint8, 2), (np.uint8, 4), (np.uint16, 3), (np.float32, 3)):
+        with pytest.raises(Refusal, match=rf"WebP holds 8-bit RGB, not {np.dtype(dtype)} of {channels}.*use PNG"):
+            encode(np.zeros((4, 4, channels), dtype), ".webp")
     with pytest.raises(Refusal, match=r"\.jpg"):
         write_image(tmp_path / "a.jpg", np.zeros((4, 4, 1), np.uint8))
     assert not list(tmp_path.iterdir())

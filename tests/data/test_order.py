@@ -39,6 +39,35 @@ def test_no_sample_repeats_in_an_epoch_and_only_the_tail_is_dropped(order: Order
     assert numbers.max() < total
 
 
+@settings(max_examples=30)
+@given(orders(), st.integers(0, 3))
+def test_the_dropped_tail_is_smaller_than_a_batch_and_changes_from_epoch_to_epoch(order: Order, epoch: int) -> None:
+    total = int(order.sizes.sum())
+    seen = [set(epoch_of(order, epoch + n).ravel().tolist()) for n in range(12)]
+    tails = [set(range(total)) - numbers for numbers in seen]
+    assert {len(tail) for tail in tails} == {total % order.batch_size}
+    if total % order.batch_size and total > 2:
+        assert len({frozenset(tail) for tail in tails}) > 1
+
+
+@given(orders(), st.integers(0, 200), st.data())
+def test_a_part_of_a_batch_is_its_slice(order: Order, step: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, order.batch_size - 1))
+    last = data.draw(st.integers(first + 1, order.batch_size))
+    seen = step * order.batch_size
+    assert order.batch(seen, first, last).tolist() == order.batch(seen).tolist()[first:last]
+
+
+@given(orders(), st.integers(0, 200))
+def test_every_world_size_that_divides_the_batch_sees_the_same_batches(order: Order, step: int) -> None:
+    seen = step * order.batch_size
+    whole = [(seen + i, number) for i, number in enumerate(order.batch(seen).tolist())]
+    for world_size in divisors(order.batch_size):
+        share = order.batch_size // world_size
+        ranks = [next(iter(RankOrder(order, seen, rank, world_size, share))) for rank in range(world_size)]
+        assert list(itertools.chain.from_iterable(ranks)) == whole
+
+
 @given(orders(), st.integers(0, 200), st.data())
 def test_ranks_and_micro_batches_cut_the_same_batches(order: Order, step: int, data: st.DataObject) -> None:
     world_size = data.draw(st.sampled_from(divisors(order.batch_size)), "world size")
@@ -85,6 +114,30 @@ def test_a_batch_mixes_as_many_shards_as_streams() -> None:
     assert sum(len(b - a) for a, b in itertools.pairwise(shards)) <= 32
 
 
+@given(orders(), st.integers(0, 3))
+def test_a_stream_reads_one_shard_after_another(order: Order, epoch: int) -> None:
+    shard_of = np.repeat(np.arange(len(order.sizes)), order.sizes)
+    batches = epoch_of(order, epoch)
+    streams = shard_of[batches].reshape(len(batches), order.streams, -1).swapaxes(0, 1).reshape(order.streams, -1)
+    runs = [[shard for shard, _ in itertools.groupby(stream.tolist())] for stream in streams]
+    for stream in runs:
+        assert len(set(stream)) == len(stream), "a shard that was left is not used again"
+    line = [shard for shard, _ in itertools.groupby(itertools.chain.from_iterable(runs))]
+    assert len(set(line)) == len(line), "only a shard that is cut between two streams is in both"
+
+
+def test_every_place_of_a_batch_draws_evenly_from_all_shards() -> None:
+    batches = np.stack([Order(np.full(16, 25), seed, 8).batch(160) for seed in range(4000)])
+    for place in range(8):
+        counts = np.bincount(batches[:, place] // 25, minlength=16)
+        # 4 standard errors of a binomial count
+        assert np.abs(counts - 250).max() < 4 * (4000 * (1 / 16) * (15 / 16)) ** 0.5
+    offsets = np.bincount(batches.ravel() % 25, minlength=25)
+    assert np.abs(offsets - 1280).max() < 4 * (32000 * (1 / 25) * (24 / 25)) ** 0.5
+    # two streams are 50 places of the line apart, two shards: never in the same one
+    assert all(len(set(batch // 25)) == 8 for batch in batches)
+
+
 def test_every_shard_and_sample_is_as_likely_to_come_first() -> None:
     firsts = [int(Order(np.array([10, 20, 30]), seed, 1).batch(0)[0]) for seed in range(6000)]
     counts = np.bincount(firsts, minlength=60)
@@ -123,6 +176,15 @@ def test_many_shards_take_little_time_and_memory() -> None:
     batch = order.batch(order.batches_per_epoch // 2 * 256)
     assert len(np.unique(batch)) == 256
     assert batch.max() < 100_000_000
+
+
+def test_a_rank_of_thousands_does_its_own_share_of_the_work() -> None:
+    order = Order(np.full(100_000, 1000), 0, 16384)
+    places = iter(RankOrder(order, 10**9 // 16384 * 16384, 4095, 4096, 4))
+    for _ in range(20):
+        next(places)
+    # 20 batches take 5,120 samples of its stream, out of shards of 1,000
+    assert order._inside.cache_info().misses <= 7, "only its own stream was shuffled"
 
 
 def test_order_works_without_torch() -> None:
