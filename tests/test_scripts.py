@@ -91,7 +91,7 @@ def of_another_tar(shards: Path) -> str:
 
 
 def broken_index(shards: Path) -> str:
-    (shards / "index.json").write_text('{"format": 1, "shards": [{"name": "a.tar"}]}')
+    (shards / "index.json").write_text('{"format": 2, "shards": [{"name": "a.tar"}]}')
     return "index.json: not an index of this version"
 
 
