@@ -76,18 +76,18 @@ def without_index(shards: Path) -> str:
 
 def empty_tar(shards: Path) -> str:
     (shards / "shard-000001.tar").write_bytes(b"")
-    return "shard-000001.tar: 0 bytes, but the index says 1,525,760"
+    return "shard-000001.tar: 0 bytes, but the index says 1,269,760"
 
 
 def truncated(shards: Path) -> str:
     with (shards / "shard-000001.tar").open("r+b") as file:
         file.truncate(1_000_000)
-    return "shard-000001.tar: 1,000,000 bytes, but the index says 1,525,760: truncated"
+    return "shard-000001.tar: 1,000,000 bytes, but the index says 1,269,760: truncated"
 
 
 def of_another_tar(shards: Path) -> str:
     shutil.copy(shards / "shard-000002.tar", shards / "shard-000001.tar")
-    return "shard-000001.tar: 2,068,480 bytes, but the index says 1,525,760"
+    return "shard-000001.tar: 1,126,400 bytes, but the index says 1,269,760"
 
 
 def broken_index(shards: Path) -> str:
@@ -167,9 +167,9 @@ def test_build_refuses(tmp_path: Path, write_images: Callable[..., Path]) -> Non
         ([tmp_path / "nowhere", new], "nowhere: no such folder"),
         ([images, tmp_path / "there"], "there: exists already; remove it or choose another folder"),
         ([images, new, "--tile", 8], "--tile 8: must be 16 or more"),
-        ([images, new, "--holdout", 2], "--holdout 2: must be 0 or more and below the 2 scenes"),
+        ([images, new, "--holdout", 2], "--holdout 2: must be 0 or more and below the 2 recordings"),
         ([images, new, "--encoding", "jpg"], "--encoding jpg: must be npy, png or webp"),
-        ([images, new, "--captures", "folder"], "--captures folder wants"),
+        ([images, new, "--captures", "folder"], "images outside a scene folder, such as a.png"),
         (["index", tmp_path / "empty"], "no *.tar file to index"),
         (["verify", tmp_path / "nowhere"], "nowhere: no such folder of shards"),
     ):

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -70,11 +70,14 @@ def build(
     number, count = part or (1, 1)
     report = Report()
     try:
-        for group in plan.groups[number - 1 :: count]:
-            if not _done(partial, group).is_file():
-                _write_group(source, partial, group, options, jobs, warn)
-            _add(report, _done(partial, group))
-            _check_bad(source, len(plan.report.bad) + len(report.bad), plan)
+        # decoding goes on while this process writes and digests
+        spawn = multiprocessing.get_context("spawn")
+        with ThreadPoolExecutor(1) if jobs == 1 else ProcessPoolExecutor(jobs, spawn) as pool:
+            for group in plan.groups[number - 1 :: count]:
+                if not _done(partial, group).is_file():
+                    _write_group(partial, group, _cut_all(source, group, options, pool, jobs), warn)
+                _add(report, _done(partial, group))
+                _check_bad(source, len(plan.report.bad) + len(report.bad), plan)
         return report if part else merge(destination)
     except OSError as error:
         raise Refusal(f"{partial}: cannot be written ({error.strerror or error}); choose another folder") from None
@@ -121,8 +124,9 @@ def _check_bad(where: Path, bad: int, plan: Plan) -> None:
 
 
 def _write_group(
-    source: Path, partial: Path, group: Group, options: Options, jobs: int, warn: Callable[[str], None]
+    partial: Path, group: Group, scenes: Iterator[list[Sample] | str], warn: Callable[[str], None]
 ) -> None:
+    """Deal the tiles of the scenes of a group over its tars, index them, and only then say that they are there."""
     names = [f"shard-{group.first_shard + number:06d}.tar" for number in range(group.shards)]
     tiles = sum(group.tiles)
     places = permutation(tiles, f"tiles/{group.number}") * group.shards // tiles
@@ -135,7 +139,7 @@ def _write_group(
             files = [stack.enter_context(_DigestedFile(work / name)) for name in names]
             writers = [stack.enter_context(webdataset.TarWriter(file, **fixed)) for file in files]
             filled, start = set(), 0
-            for tiles, cut in zip(group.tiles, _cut_all(source, group, options, jobs), strict=True):
+            for tiles, cut in zip(group.tiles, scenes, strict=True):
                 if isinstance(cut, str):
                     warn(f"skipped: {cut}")
                     report.bad.append(cut)
@@ -188,18 +192,15 @@ def _add(report: Report, done: Path) -> list[Shard]:
     return [Shard(**shard) for shard in record["shards"]]
 
 
-def _cut_all(source: Path, group: Group, options: Options, jobs: int) -> Iterator[list[Sample] | str]:
-    """Cut the scenes of a group in `jobs` processes; a scene that cannot be read gives why."""
-    # decoding goes on while this process writes and digests
-    spawn = multiprocessing.get_context("spawn")
-    with ThreadPoolExecutor(1) if jobs == 1 else ProcessPoolExecutor(jobs, spawn) as pool:
-        waiting: deque[Future[list[Sample] | str]] = deque()
-        for number, scene in group.scenes:
-            waiting.append(pool.submit(_cut, source, number, scene, options))
-            if len(waiting) > 2 * jobs:  # no more in memory than keeps all busy
-                yield waiting.popleft().result()
-        while waiting:
+def _cut_all(source: Path, group: Group, options: Options, pool: Executor, jobs: int) -> Iterator[list[Sample] | str]:
+    """Cut the scenes of a group in order; a scene that cannot be read gives why."""
+    waiting: deque[Future[list[Sample] | str]] = deque()
+    for number, scene in group.scenes:
+        waiting.append(pool.submit(_cut, source, number, scene, options))
+        if len(waiting) > 2 * jobs:  # no more in memory than keeps all busy
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _cut(source: Path, number: int, scene: Scene, options: Options) -> list[Sample] | str:

@@ -2,22 +2,23 @@
 
     python shards/demo/rebuild.py OUT
 
-writes ``OUT/train`` (64 tiles) and ``OUT/validation`` (8 tiles, of photographs that ``train`` does not
-use). Every photograph comes out of a public package and is checked against its SHA-256. JPEG ones are reduced
-by an exact box average, so that the blocks of the compression are gone; all are cut into tiles of 256 x 256
-pixels, which ``shards/build.py`` packs. The table ``PHOTOS`` below says which tiles, and under what licence:
-the tiles stay under the licence of their photograph, see NOTICE.
+writes ``OUT/train`` (64 tiles) and ``OUT/validation`` (8 tiles, of photographs that ``train`` does not use).
+Every photograph comes out of a public package and is checked against its SHA-256. JPEG ones are reduced by an
+exact box average, so that the blocks of the compression are gone; all are cut into tiles of 256 x 256 pixels,
+which ``shards/build.py`` packs as lossless WebP. The table ``PHOTOS`` below says which tiles, and under what
+licence: the tiles stay under the licence of their photograph, see NOTICE.
 
 It needs ``apt-get`` and ``dpkg-deb`` (any Debian that has the packages; run ``apt-get update`` first),
-``pip``, and the n2n_dist package. The shards in this folder were made with Pillow 13.0.0 from its wheel
-(libjpeg-turbo 3.2.0, zlib-ng) on x86-64: that version gives the same bytes again, which
-``diff -r OUT/train shards/demo/train`` shows. Another one may compress the tiles to other bytes.
+``pip``, and the n2n_dist package. The shards in this folder were made with the wheels of Pillow 13.0.0
+(libjpeg-turbo 3.2.0) and imagecodecs 2026.3.6 (libwebp) on x86-64: these give the same bytes again, which
+``diff -r OUT/train shards/demo/train`` shows. Others may compress the tiles to other bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.metadata
 import shlex
 import subprocess
 import sys
@@ -26,13 +27,12 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import PIL
 from PIL import Image
 
 from n2n_dist.errors import Refusal, run_command
 
 TILE = 256
-PILLOW = "13.0.0"
+VERSIONS = {"pillow": "13.0.0", "imagecodecs": "2026.3.6"}
 LOMIRI_16, LOMIRI_20, SKIMAGE = "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "scikit-image"
 SKIMAGE_VERSION = "0.26.0"
 FOLDERS = {LOMIRI_16: "usr/share/backgrounds", LOMIRI_20: "usr/share/backgrounds", SKIMAGE: "skimage/data"}
@@ -172,8 +172,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Rebuild the demo shards from their photographs.")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder that gets train/ and validation/")
     out: Path = parser.parse_args().out
-    if PIL.__version__ != PILLOW:
-        print(f"note: Pillow is {PIL.__version__}; byte-for-byte needs Pillow {PILLOW}", file=sys.stderr)
+    for name, version in VERSIONS.items():
+        if (found := importlib.metadata.version(name)) != version:
+            print(f"note: {name} is {found}; byte-for-byte needs {version}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
         sources, images = Path(scratch, "sources"), Path(scratch, "images")
         sources.mkdir()
@@ -182,7 +183,7 @@ def main() -> None:
             cut(photo, sources, images)
         for split in ("train", "validation"):
             command = [sys.executable, str(BUILD), str(images / split), str(out / split)]
-            run(*command, "--encoding", "png", "--shard-samples", "16", remedy="see the message above")
+            run(*command, "--encoding", "webp", "--shard-samples", "16", remedy="see the message above")
 
 
 if __name__ == "__main__":
