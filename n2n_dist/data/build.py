@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import multiprocessing
 import re
@@ -19,6 +20,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import webdataset
 
@@ -31,6 +33,8 @@ from n2n_dist.data.shard import Shard
 from n2n_dist.errors import Refusal
 
 Sample = dict[str, str | bytes]
+BUFFER = 1 << 20
+"""Bytes of a tar that are digested and written at once."""
 
 
 def build(
@@ -136,8 +140,9 @@ def _write_group(
         with ExitStack() as stack:
             # fixed owner, mode and time: the same tiles give the same bytes
             fixed = {"user": "n2n", "group": "n2n", "mode": 0o644, "mtime": 0, "encoder": False}
-            files = [stack.enter_context(_DigestedFile(work / name)) for name in names]
-            writers = [stack.enter_context(webdataset.TarWriter(file, **fixed)) for file in files]
+            files = [_DigestedFile(work / name) for name in names]
+            buffers = [stack.enter_context(io.BufferedWriter(file, BUFFER)) for file in files]
+            writers = [stack.enter_context(webdataset.TarWriter(buffer, **fixed)) for buffer in buffers]
             filled, start = set(), 0
             for tiles, cut in zip(group.tiles, scenes, strict=True):
                 if isinstance(cut, str):
@@ -160,22 +165,23 @@ def _write_group(
         shutil.rmtree(work, ignore_errors=True)
 
 
-class _DigestedFile:
+class _DigestedFile(io.RawIOBase):
     """A new file whose digest is known when it is written."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("wb")
+        self.file = path.open("wb", buffering=0)
         self.sha256 = hashlib.sha256()
 
-    def write(self, data: bytes) -> None:
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
         self.sha256.update(data)
-        self.file.write(data)
+        return self.file.write(data)
 
-    def __enter__(self) -> _DigestedFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self.file.close()
+        super().close()
 
 
 def _done(partial: Path, group: Group) -> Path:

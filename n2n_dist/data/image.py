@@ -155,7 +155,8 @@ def npy_stand_in(start: bytes, size: int) -> np.ndarray:
 def _npy_layout(start: bytes, size: int) -> tuple[tuple[int, ...], np.dtype, int]:
     """Return shape, type and where the values begin. Believes no header that claims more than there is."""
     with damage_refused():
-        shape, dtype, fortran, offset = _npy_header(start[: 12 + int.from_bytes(start[8:10], "little")])
+        head, length = (10, start[8:10]) if start[6:7] == b"\1" else (12, start[8:12])
+        shape, dtype, fortran, offset = _npy_header(start[: head + int.from_bytes(length, "little")])
     if math.prod(shape) > MAX_PIXELS:
         raise Refusal(f"claims {math.prod(shape):,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")
     if fortran:  # rows are taken out of the file
