@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -20,6 +21,9 @@ def run_command(command: Callable[[], None]) -> None:
     Exit codes: 0 done, 2 a refusal (one clear message, no traceback), 1 anything else.
     With several processes a refusal is raised on all of them, and the first one of each machine prints it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may be no text
     try:
         command()
     except Refusal as refusal:

@@ -11,9 +11,12 @@ import hashlib
 import io
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import tempfile
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -29,7 +32,7 @@ from n2n_dist.data.indexing import index_tar, write_json, write_list
 from n2n_dist.data.order import permutation
 from n2n_dist.data.plan import BUILDING, Group, Options, Plan, Report, make_plan, origins, read_plan
 from n2n_dist.data.scenes import Scene
-from n2n_dist.data.shard import Shard
+from n2n_dist.data.shard import Shard, check_tar
 from n2n_dist.errors import Refusal
 
 Sample = dict[str, str | bytes]
@@ -68,6 +71,7 @@ def build(
     if jobs < 1:
         raise Refusal(f"--jobs {jobs}: must be 1 or more")
     partial = destination.with_name(destination.name + ".partial")
+    begun = partial.exists()
     plan = make_plan(source, partial, options)
     for message in plan.report.bad:
         warn(f"skipped: {message}")
@@ -76,7 +80,8 @@ def build(
     try:
         # decoding goes on while this process writes and digests
         spawn = multiprocessing.get_context("spawn")
-        with ThreadPoolExecutor(1) if jobs == 1 else ProcessPoolExecutor(jobs, spawn) as pool:
+        processes = functools.partial(ProcessPoolExecutor, jobs, spawn, _end_with, (os.getpid(),))
+        with ThreadPoolExecutor(1) if jobs == 1 else processes() as pool:
             for group in plan.groups[number - 1 :: count]:
                 if not _done(partial, group).is_file():
                     _write_group(partial, group, _cut_all(source, group, options, pool, jobs), warn)
@@ -86,7 +91,7 @@ def build(
     except OSError as error:
         raise Refusal(f"{partial}: cannot be written ({error.strerror or error}); choose another folder") from None
     except Refusal:
-        if not part:  # parts that others build stay
+        if not part and not begun:  # parts that others have built stay
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
@@ -111,8 +116,10 @@ def merge(destination: Path) -> Report:
         shards.setdefault(group.folder, []).extend(_add(plan.report, _done(partial, group)))
     _check_bad(partial, len(plan.report.bad), plan)
     if not shards or not all(shards.values()):
-        raise Refusal(f"{partial}: no usable image; the messages of its build say why, the first: {plan.report.bad[0]}")
+        raise Refusal(f"{partial}: no usable image; the first of its messages: {(plan.report.bad or ['none'])[0]}")
     for folder, found in shards.items():
+        for shard in found:
+            check_tar(partial / folder / shard.name, shard)
         write_list(partial / folder, found)
     partial.rename(destination)
     shutil.rmtree(destination / BUILDING)
@@ -182,6 +189,17 @@ class _DigestedFile(io.RawIOBase):
     def close(self) -> None:
         self.file.close()
         super().close()
+
+
+def _end_with(parent: int) -> None:
+    """Let a worker end when the process that started it was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _done(partial: Path, group: Group) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -25,6 +26,8 @@ MAX_PIXELS = 1 << 29
 """Larger than any sensor or mosaic that fits into memory here; a frame that claims more is refused."""
 MAX_FILE_PIXELS = 1 << 32
 """Most pixels in all frames of a file together, which is read as a whole."""
+MAX_FRAMES = 1 << 20
+"""Most frames of a file."""
 MAX_CHANNELS = 4
 FLOAT32_INTEGERS = 1 << 24
 """float32 holds every integer up to this one."""
@@ -84,6 +87,8 @@ def damage_refused() -> Iterator[None]:
         yield
     except Refusal:
         raise
+    except MemoryError:
+        raise
     except PIL.UnidentifiedImageError:  # its message holds an address in memory
         raise Refusal("damaged or not an image (no PNG or JPEG)") from None
     except Exception as error:
@@ -99,7 +104,7 @@ def _open_pillow(file: BinaryIO) -> Frames:
     image = PIL.Image.open(file, formats=("PNG", "JPEG"))
     width, height = image.size
     oriented = image.format != "PNG"  # whose tags may follow the pixels
-    turned = oriented and image.getexif().get(0x0112, 1) >= 5  # orientations that swap the axes
+    turned = oriented and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations that swap the axes
 
     def read() -> tuple[list[np.ndarray], Range | None]:
         upright = PIL.ImageOps.exif_transpose(image) if oriented else image
@@ -114,14 +119,18 @@ def _open_pillow(file: BinaryIO) -> Frames:
 
 def _open_tiff(file: BinaryIO) -> Frames:
     tiff = tifffile.TiffFile(file)
+    if any(series.is_multifile for series in tiff.series):  # a set of which every file names all: take its own pages
+        file.seek(0)
+        tiff = tifffile.TiffFile(file, is_ome=False)
     sizes: list[Size] = []
     for series in tiff.series:
         kind = tifffile.PHOTOMETRIC(series.keyframe.photometric).name
-        if kind not in ("MINISBLACK", "RGB", "YCBCR"):
+        compressed = series.keyframe.compression == tifffile.COMPRESSION.JPEG  # whose decoder makes RGB of YCbCr
+        if kind not in ("MINISBLACK", "RGB") and not (kind == "YCBCR" and compressed):
             raise Refusal(f"a TIFF of kind {kind}; save it as grey or RGB")
         lengths = dict(zip(series.axes, series.shape, strict=True))
-        height, width, _ = (lengths.pop(axis, 1) for axis in _image_axes(series))
-        sizes += [(height, width)] * int(np.prod(list(lengths.values()), dtype=np.int64))
+        height, width, channels = (lengths.get(axis, 1) for axis in _image_axes(series))
+        sizes += _same((height, width), math.prod(series.shape) // (height * width * channels))
 
     def read() -> tuple[list[np.ndarray], Range | None]:
         arrays: list[np.ndarray] = []
@@ -129,7 +138,11 @@ def _open_tiff(file: BinaryIO) -> Frames:
             last = [series.axes.index(axis) for axis in _image_axes(series) if axis in series.axes]
             array = np.moveaxis(series.asarray(), last, range(-len(last), 0))
             arrays.extend(array.reshape(-1, *array.shape[-len(last) :]))
-        return _supported(arrays)
+        frames, range_ = _supported(arrays)
+        bits = {series.keyframe.bitspersample for series in tiff.series}
+        if frames[0].dtype != np.float32 and len(bits) == 1:  # packed, such as 12 bit of 16
+            range_ = 0.0, float((1 << int(bits.pop())) - 1)
+        return frames, range_
 
     return Frames(sizes, read)
 
@@ -141,33 +154,37 @@ def _image_axes(series: tifffile.TiffPageSeries) -> str:
 
 
 def _open_npy(file: BinaryIO) -> Frames:
-    shape = _npy_shape(file)
+    shape, dtype = _npy_header(file)
+    missing = file.tell() + math.prod(shape) * dtype.itemsize - file.seek(0, 2)
+    if missing > 0:
+        raise Refusal(f"damaged or not an image (claims shape {shape} and type {dtype}, {missing:,} bytes are missing)")
     file.seek(0)
     return Frames(_frame_sizes(shape), lambda: _supported(_frames_of(np.load(file, allow_pickle=False))))
 
 
 def _open_npz(file: BinaryIO) -> Frames:
     arrays = np.load(file, allow_pickle=False)
-    names = sorted(arrays.files)
+    names = [name for name in arrays.files if f"{name}.npy" in arrays.zip.namelist()]  # in the order of the archive
     sizes: list[Size] = []
     for name in names:
         with arrays.zip.open(f"{name}.npy") as member:
-            sizes += _frame_sizes(_npy_shape(member))
+            sizes += _frame_sizes(_npy_header(member)[0])
     return Frames(sizes, lambda: _supported([frame for name in names for frame in _frames_of(arrays[name])]))
 
 
-def _npy_shape(file: Any) -> tuple[int, ...]:
+def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)[0]
+    shape, _, dtype = read(file)
+    return shape, dtype
 
 
 def _frame_sizes(shape: tuple[int, ...]) -> list[Size]:
     """Take [H, W], [H, W, C] with C up to 4, else [N, H, W], or [N, H, W, C]."""
     if len(shape) == 4 and shape[3] <= MAX_CHANNELS:
-        return [(shape[1], shape[2])] * shape[0]
+        return _same((shape[1], shape[2]), shape[0])
     if len(shape) == 3 and shape[2] > MAX_CHANNELS:
-        return [(shape[1], shape[2])] * shape[0]
+        return _same((shape[1], shape[2]), shape[0])
     if len(shape) in (2, 3):
         return [(shape[0], shape[1])]
     raise Refusal(f"an array of shape {shape}: give [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with 1 to 4 channels")
@@ -181,7 +198,7 @@ def _frames_of(array: np.ndarray) -> list[np.ndarray]:
 def _open_fits(file: BinaryIO) -> Frames:
     fits = _science("astropy.io.fits", "astropy")
     images = [hdu for hdu in fits.open(file, memmap=False) if hdu.is_image and len(hdu.shape) >= 2]
-    sizes = [hdu.shape[-2:] for hdu in images for _ in range(int(np.prod(hdu.shape[:-2], dtype=np.int64)))]
+    sizes = [size for hdu in images for size in _same(hdu.shape[-2:], math.prod(hdu.shape[:-2]))]
 
     def read() -> tuple[list[np.ndarray], Range | None]:
         return _supported([frame for hdu in images for frame in hdu.data.reshape(-1, *hdu.shape[-2:])])
@@ -192,7 +209,7 @@ def _open_fits(file: BinaryIO) -> Frames:
 def _open_dicom(file: BinaryIO) -> Frames:
     pydicom = _science("pydicom", "pydicom")
     header = pydicom.dcmread(file, stop_before_pixels=True)
-    sizes = [(int(header.Rows), int(header.Columns))] * int(header.get("NumberOfFrames") or 1)
+    sizes = _same((int(header.Rows), int(header.Columns)), int(header.get("NumberOfFrames") or 1))
 
     def read() -> tuple[list[np.ndarray], Range | None]:
         file.seek(0)
@@ -226,6 +243,12 @@ def _rescale(data: Any, frame: int) -> tuple[float, float]:
             places += data[groups].value[number].get("PixelValueTransformationSequence") or []
     place = next((place for place in reversed(places) if "RescaleSlope" in place), None)
     return (float(place.RescaleSlope), float(place.RescaleIntercept)) if place is not None else (1.0, 0.0)
+
+
+def _same(size: Size, count: int) -> list[Size]:
+    if count > MAX_FRAMES:
+        raise Refusal(f"claims {count:,} frames, more than {MAX_FRAMES:,}; split it into several files")
+    return [size] * count
 
 
 def _science(module: str, package: str) -> Any:

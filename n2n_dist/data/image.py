@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,14 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise Refusal(f"{folder}: no such folder")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files, seen = [], set()
+    for name, folders, names in os.walk(folder, followlinks=True):
+        place = Path(name)
+        folders[:] = [] if place.resolve() in seen else [inner for inner in folders if not inner.startswith(".")]
+        if place.resolve() not in seen:  # a link may lead back
+            files += [place / file for file in names if not file.startswith(".")]
+        seen.add(place.resolve())
+    files = sorted(path for path in files if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise Refusal(f"{folder}: no image in it; give a folder of {', '.join(SUFFIXES)} files")
     return files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -104,7 +105,7 @@ def differing(folder: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file that is there as a whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # others may write the same
     temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n")
     temporary.replace(path)
 
@@ -120,6 +121,8 @@ def _scan(tar: Path, black: float | None, white: float | None) -> Iterator[Sampl
                 if not info.isreg() or info.issparse() or name.startswith("/") or ".." in name.split("/"):
                     raise Refusal(f"{tar}: member {info.name!r} is a link, a device, sparse or leads outside; not used")
                 folder, _, base = name.rpartition("/")
+                if base.startswith("._"):  # what macOS adds to an archive
+                    continue
                 stem, _, extension = base.partition(".")
                 sample = members.setdefault(f"{folder}/{stem}".removeprefix("/"), {})
                 if extension in sample:
@@ -167,7 +170,7 @@ def _describe(
         if seen[0].dtype == np.float32 and settings["white"] is None:
             raise Refusal("float values whose range nobody says; give --white (and --black)")
         described = [Image.from_array(array, settings["black"], settings["white"]) for array in seen]
-    except (Refusal, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (Refusal, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise Refusal(f"{tar}: sample {key!r}: {error}") from None
     first = described[0].pixels
     if any(other.pixels.shape != first.shape or other.pixels.dtype != first.dtype for other in described):

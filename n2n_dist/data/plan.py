@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from n2n_dist.data.image import find_images
 from n2n_dist.data.indexing import write_json
 from n2n_dist.data.order import permutation
 from n2n_dist.data.scenes import Frame, Grouping, Scene, find_scenes
@@ -105,8 +106,8 @@ def make_plan(source: Path, partial: Path, options: Options) -> Plan:
         Refusal: nothing to build, or `partial` is something else.
 
     """
-    files = sorted(path for path in source.rglob("*") if path.is_file())
-    listing = [(str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    abouts = {path: path.stat() for path in find_images(source)}
+    listing = [(str(path.relative_to(source)), about.st_size, about.st_mtime_ns) for path, about in abouts.items()]
     key = hashlib.sha256(json.dumps([listing, asdict(options)]).encode()).hexdigest()
     path = partial / BUILDING / PLAN
     if path.is_file():
@@ -115,7 +116,7 @@ def make_plan(source: Path, partial: Path, options: Options) -> Plan:
                 f"{partial}: an unfinished build of other files or settings; go on with those, or remove it to begin"
             )
         return read_plan(partial)
-    if partial.exists() and not path.parent.exists():
+    if partial.exists() and not path.parent.exists() and any(partial.iterdir()):
         raise Refusal(f"{partial}: exists, and is not an unfinished build; move it away")
     found = find_scenes(source, options.grouping)
     plan = Plan(

@@ -11,10 +11,12 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from n2n_dist.errors import Refusal
 
 GIB = 1 << 30
+OWN = re.compile(r"[0-9a-f]{64}-.")
+"""Names of the files that a cache may remove."""
 TRIES = 6
 """Downloads of one file that may fail, one after another."""
 
@@ -117,7 +121,7 @@ class Cache:
 
     def _download(self, url: str, size: int | None, sha256: str | None, path: Path) -> None:
         for attempt in range(1, TRIES + 1):
-            part = path.with_name(f"{path.name}.{size or 0}.{os.getpid()}-{attempt}.part")
+            part = path.with_name(f"{path.name}.{size or 0}.{uuid.uuid4().hex}.part")
             self._make_room(size or 0, part)
             try:
                 self._transfer(url, part, size)
@@ -172,9 +176,11 @@ class Cache:
         with self._room():
             total, files = size, []
             for entry in os.scandir(self.folder):
+                if not OWN.match(entry.name):  # somebody else's
+                    continue
                 if entry.name.endswith(".part"):
                     total += self._reserved(entry, part)
-                elif "-" in entry.name and entry.is_file():
+                elif entry.is_file():
                     about = entry.stat()
                     total += about.st_size
                     files.append((about.st_mtime_ns, about.st_size, Path(entry.path)))

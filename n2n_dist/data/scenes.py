@@ -113,7 +113,7 @@ def _group(
     for file in files:
         folder = file.rpartition("/")[0]
         if grouping.clean is not None and (match := re.search(grouping.clean, file)):
-            name = match.groupdict().get("scene", folder)
+            name = match.groupdict().get("scene", folder) or folder
             if name in clean:
                 raise Refusal(f"--clean {grouping.clean!r}: finds {clean[name]} and {file} for one scene")
             clean[name] = file
@@ -126,9 +126,13 @@ def _group(
                 name = folder
             case "stack":
                 name = file.rpartition(".")[0]
+                if name in captures:
+                    raise Refusal(
+                        f"--captures stack: {captures[name][0][1]} and {file} are both scene {name!r}; rename one"
+                    )
             case "pattern":
                 match = re.search(str(grouping.pattern), file)
-                if match is None:
+                if match is None or None in (match["scene"], match["capture"]):
                     found.ignored.append(file)
                     continue
                 name, capture = match["scene"], match["capture"]
@@ -158,7 +162,7 @@ def _scenes(
     if grouping.captures is None:
         names = [name] if len(frames) == 1 else [f"{name}#{frame.number}" for frame in frames]
         return [Scene(own, name, [frame], size(frame)) for own, frame in zip(names, frames, strict=True)]
-    if len(frames) < 2 and clean is None:
+    if len(frames) < 2 and (clean is None or grouping.consecutive):
         raise Refusal(f"{source / frames[0].file}: the only capture of its scene; a pair needs two or more")
     for frame in [*frames, *([clean] if clean else [])]:
         if size(frame) != size(frames[0]):

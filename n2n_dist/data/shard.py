@@ -305,7 +305,7 @@ def reindex(folder: Path | str) -> str:
 class _OpenFile:
     """A file that stays open, read at any place, by any process that inherits it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, inode: int, modified: int) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
@@ -318,7 +318,8 @@ class _OpenFile:
 
 def _read_at(file: File, size: int, offset: int) -> bytes:
     if isinstance(file, Path):
-        return _open(file).read(size, offset)
+        about = file.stat()  # shards may be built again under a name
+        return _open(file, about.st_ino, about.st_mtime_ns).read(size, offset)
     with file.open("rb") as cached:  # not kept open: the cache counts uses, and the room of what it removed
         cached.seek(offset)
         return cached.read(size)

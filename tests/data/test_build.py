@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import webdataset
 from images import random_pixels
+from processes import ROOT
 
 from n2n_dist.data.build import build, merge
 from n2n_dist.data.image import write_frames, write_image
@@ -274,6 +276,44 @@ def test_a_killed_build_goes_on_and_redoes_no_finished_group(tmp_path: Path, pho
     assert finished
     build(photos, tmp_path / "out", Options(**SMALL), warn=silent)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_other_files_beside_the_images_do_not_matter(tmp_path: Path, photos: Path) -> None:
+    build(photos, photos / "out", Options(**SMALL), part=(1, 2), warn=silent)
+    (photos / "slurm.log").write_text("part 1 is done")
+    build(photos, photos / "out", Options(**SMALL), part=(2, 2), warn=silent)
+    assert merge(photos / "out").scenes == 11
+
+
+def test_parts_that_run_at_once_do_not_disturb_each_other(tmp_path: Path, photos: Path) -> None:
+    build(photos, tmp_path / "whole", Options(**SMALL), warn=silent)
+    command = [sys.executable, "shards/build.py", photos, tmp_path / "out", "--tile=16", "--shard-samples=2"]
+    parts = [subprocess.Popen([*command, "--holdout=2", f"--part={k % 3 + 1}/3"], cwd=ROOT) for k in range(4)]
+    assert [part.wait() for part in parts] == [0] * 4
+    merge(tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_workers_end_with_a_build_that_is_killed(tmp_path: Path, photos: Path) -> None:
+    command = [
+        sys.executable,
+        "shards/build.py",
+        photos,
+        tmp_path / "out",
+        "--tile=16",
+        "--shard-samples=2",
+        "--jobs=2",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(workers := children.read_text().split()) < 3:  # two, and the tracker of their resources
+            time.sleep(0.05)
+        process.kill()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 def test_an_unfinished_build_of_something_else_is_refused(tmp_path: Path, photos: Path) -> None:

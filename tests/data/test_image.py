@@ -154,6 +154,14 @@ def test_another_format_under_the_name_of_png_or_jpeg_is_refused(tmp_path: Path,
             read_image(path)
 
 
+def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
+    write_image(tmp_path / "elsewhere" / "a.png", random_pixels((8, 8, 1)))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "scene").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    assert find_images(tmp_path / "in") == [tmp_path / "in" / "scene" / "a.png"]
+
+
 def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"none\.png: cannot be read"):
         read_image(tmp_path / "none.png")

@@ -274,6 +274,17 @@ def test_a_process_killed_in_a_download_leaves_nothing_that_is_used(files: Path,
         assert read(file) == (files / "0.tar").read_bytes()
 
 
+def test_what_others_keep_in_the_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    for name in ("my-thesis.tex", "movie.mkv.1.2.part", "down.part"):
+        (tmp_path / "cache" / name).write_bytes(bytes(1000))
+    (tmp_path / "a").write_bytes(bytes(900))
+    cache = Cache(tmp_path / "cache", limit=1000)
+    file = RemoteFile(f"file://{tmp_path}/a", 900, hashlib.sha256(bytes(900)).hexdigest(), cache)
+    assert cache.fetch(file).read_bytes() == bytes(900)
+    assert {"my-thesis.tex", "movie.mkv.1.2.part", "down.part"} <= {path.name for path in cache.folder.iterdir()}
+
+
 # shards
 
 

@@ -105,6 +105,11 @@ def test_the_clean_reference_is_no_capture(folder: Callable, files: dict, groupi
         ({"a.tif": 1}, Grouping("stack"), ["a.tif", "only capture"]),
         ({"a/0.png": 1, "a/1.png": -1}, Grouping("folder"), ["a/0.png", "a/1.png", "(8, 7)"]),
         ({"a/0.png": 1, "a/1.png": 1, "a/c.png": -1}, Grouping("folder", clean="c.png"), ["a/0.png", "a/c.png"]),
+        (
+            {"a/0.png": 1, "a/c.png": 1},
+            Grouping("folder", consecutive=True, clean="c.png"),
+            ["a/0.png", "only capture"],
+        ),
         ({"a/0.png": 1, "a/1.tif": 3}, Grouping("folder"), ["a/1.tif", "3 frames", "--captures stack"]),
     ],
 )
@@ -112,6 +117,13 @@ def test_a_scene_that_gives_no_pairs_is_named(folder: Callable, files: dict, gro
     found = find_scenes(folder(files), grouping)
     assert found.scenes == []
     assert all(part in found.bad[0] for part in named)
+
+
+def test_a_group_that_matches_nothing_leaves_the_file_out(folder: Callable) -> None:
+    source = folder({"a_1.png": 1, "a_2.png": 1, "a.png": 1})
+    grouping = Grouping("pattern", r"(?P<scene>[a-z])(_(?P<capture>\d))?")
+    assert captures(source, grouping) == {"a": [("a_1.png", 0), ("a_2.png", 0)]}
+    assert find_scenes(source, grouping).ignored == ["a.png"]
 
 
 def test_an_unreadable_file_spoils_its_scene_alone(folder: Callable) -> None:
@@ -129,6 +141,7 @@ def test_an_unreadable_file_spoils_its_scene_alone(folder: Callable) -> None:
         ({"a.png": 1}, Grouping("pattern", "(?P<scene>x)(?P<capture>y)"), "matches none"),
         ({"s/0.png": 1, "s/c.png": 1, "s/cc.png": 1}, Grouping("folder", clean="c"), "for one scene"),
         ({"s/0.png": 1, "t/c.png": 1}, Grouping("folder", clean="c"), "no captures"),
+        ({"a.tif": 2, "a.npy": 2}, Grouping("stack"), "a.npy and a.tif are both scene 'a'"),
     ],
 )
 def test_files_that_fit_no_scene_are_refused(folder: Callable, files: dict, grouping: Grouping, named: str) -> None:

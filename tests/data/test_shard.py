@@ -164,6 +164,14 @@ def test_changed_member_is_refused_by_sample(make_shards: Callable[..., Path]) -
         read_whole(index, 1)
 
 
+def test_shards_that_were_built_again_are_read_anew(tmp_path: Path) -> None:
+    for value in (7, 200):
+        write_tar(tmp_path / "s" / "a.tar", [("a.npy", encode(np.full((8, 8, 1), value, np.uint8), ".npy"))])
+        write_index(tmp_path / "s")
+        tar, sample = Index([tmp_path / "s"]).sample(0)
+        assert read_pixels(tar, sample, sample.captures[0], (0, 0, 8, 8)).max() == np.float32(value) / np.float32(255)
+
+
 def test_values_that_are_not_finite_are_refused_where_they_are_read(tmp_path: Path) -> None:
     pixels = random_pixels((8, 8, 1), np.float32)
     pixels[6, 5] = np.nan
