@@ -77,6 +77,10 @@ class Hold:
     """The call of it, counted from 1, on each rank."""
     folder: Path
     """Where the ranks count their calls."""
+    rank: int | None = None
+    """The rank that waits; None: all."""
+    seconds: float = 0.0
+    """What every call takes longer."""
 
     def calls(self, rank: int) -> int:
         path = self.folder / str(rank)
@@ -287,8 +291,10 @@ def _wait_at(hold: Hold) -> None:
         hold.folder.mkdir(parents=True, exist_ok=True)
         with (hold.folder / str(rank)).open("a") as file:
             file.write(".")
-        while hold.calls(rank) == hold.call and not (hold.folder / "go").exists():
+        held = hold.rank in (None, rank) and hold.calls(rank) == hold.call
+        while held and not (hold.folder / "go").exists():
             time.sleep(0.01)
+        time.sleep(hold.seconds)
         return function(*arguments, **options)
 
     setattr(module, name, waiting)
