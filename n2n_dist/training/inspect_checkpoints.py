@@ -26,7 +26,9 @@ def show(run_dir: Path) -> None:
 
     """
     folder = _folder(run_dir)
-    damaged, chosen = [], False
+    damaged: list[Path] = []
+    start = ""
+    """What the next start does."""
     print(f"{'checkpoint':22}{'samples':>14}{'MiB':>9}{'ranks':>7}{'best dB':>9}  state")
     for path in sorted(folder.glob("step-*"), reverse=True):
         columns = f"{'':14}{_mebibytes(path):9.1f}{'':7}{'':9}"
@@ -38,19 +40,18 @@ def show(run_dir: Path) -> None:
                 progress, ranks = verify(path)
                 best = f"{progress.best:9.2f}" if progress.best is not None else f"{'':9}"
                 columns = f"{progress.samples_seen:14,}{_mebibytes(path):9.1f}{ranks:7}{best}"
-                state = "good" if chosen else "good: the run continues here"
-                chosen = True
+                state = "good" if start else "good: the run continues here"
+                start = start or f"continues from {path.name}"
             except Refusal:
                 state = "of another version of n2n_dist"
+                start = start or f"is refused, because {path.name} is of another version of n2n_dist"
             except DAMAGE as error:
                 state = f"damaged: {error}"
                 damaged.append(path)
         print(f"{path.name:22}{columns}  {state}")
     if damaged:
-        raise Refusal(
-            f"{damaged[0]}: damaged; the next start sets it aside and "
-            + ("continues from one that is good" if chosen else "refuses to go on: give a new run.dir then")
-        )
+        start = start or "is refused, because none is good: give a new run.dir"
+        raise Refusal(f"{damaged[0]}: damaged; the next start {start}")
 
 
 def export(run_dir: Path, step: int, weights: Path) -> None:

@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("checkpoint._sha256", 1, [1], {3}),
         ("checkpoint._sha256", 1, [0, 1], {3}),
         ("validation.denoise_tiled", 1, [1], {4}),
-        ("validation.denoise_tiled", 2, [0, 1], {4}),
+        ("validation.denoise_tiled", 1, [0, 1], {4}),
     ],
 )
 def test_all_ranks_stop_at_the_same_step_and_go_on_to_the_same_bits(
