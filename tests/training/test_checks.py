@@ -16,7 +16,7 @@ def progress(bad_samples: int = 0) -> Progress:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_named(value: float) -> None:
     check_finite({"train/total": 1e30, "train/pixel": 0.0}, progress())
-    with pytest.raises(Refusal, match="^step 7: train/pixel is not finite; the last checkpoint is good"):
+    with pytest.raises(Refusal, match=r"^step 7: train/pixel is not finite; the last checkpoint is good"):
         check_finite({"train/total": 1.0, "train/pixel": value}, progress())
 
 

@@ -66,7 +66,7 @@ def test_what_is_not_good_is_explained_and_left_alone(run_dir: Path, capsys: pyt
     shutil.copytree(folder / "step-00000002", folder / "step-00000006.tmp")
     damage(folder / "step-00000004")
     before = contents(run_dir)
-    with pytest.raises(Refusal, match="step-00000004: damaged; the next start continues from step-00000003$"):
+    with pytest.raises(Refusal, match=r"step-00000004: damaged; the next start continues from step-00000003$"):
         show(run_dir)
     said = lines(capsys.readouterr().out)
     assert list(said) == [f"step-0000000{name}" for name in ("6.tmp", "4", "3", "2", "1.damaged")]
@@ -79,7 +79,7 @@ def test_what_is_not_good_is_explained_and_left_alone(run_dir: Path, capsys: pyt
 
     manifest = folder / "step-00000003" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
-    with pytest.raises(Refusal, match="is refused, because step-00000003 is of another version of n2n_dist$"):
+    with pytest.raises(Refusal, match=r"is refused, because step-00000003 is of another version of n2n_dist$"):
         show(run_dir)
     said = lines(capsys.readouterr().out)
     assert said["step-00000003"].endswith(" of another version of n2n_dist")
