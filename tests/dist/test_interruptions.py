@@ -142,7 +142,7 @@ def test_the_launcher_passes_signals_on_with_the_variables_of_the_readme(
                 assert time.monotonic() < end, log.read_text()
                 time.sleep(0.1)
             os.killpg(launcher.pid, number)  # as a terminal does
-            launcher.wait(60)
+            assert launcher.wait(60) == 1, "which is why there is a marker"
         finally:
             if launcher.poll() is None:
                 os.killpg(launcher.pid, signal.SIGKILL)
