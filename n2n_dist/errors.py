@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from n2n_dist.interrupt import remove_marker
+
 
 class Refusal(Exception):
     """Input or settings that cannot be worked with: names the key or file, the value and the remedy."""
@@ -35,10 +37,11 @@ def run_command(command: Callable[[], None]) -> None:
 def write_error_file(run_dir: Path, error: BaseException) -> None:
     """Leave the last error of a run in `RUN/error.txt`: a launcher's own traceback buries ours.
 
-    All ranks raise the same refusal, so only rank 0 writes it.
+    All ranks raise the same refusal, so only rank 0 writes it. A run that fails is not one to be continued by itself.
     """
     if isinstance(error, Refusal) and os.environ.get("RANK", "0") != "0":
         return
+    remove_marker(run_dir)
     text = str(error) if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):  # the folder may be what the error is about
         if run_dir.is_dir():

@@ -4,7 +4,9 @@ A fork server imports torch and the package once, so that a rank starts at once 
 is a process of its own that runs the real script, with the variables that `accelerate launch` would give it.
 """
 
+import contextlib
 import hashlib
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,17 +67,83 @@ class Finished:
         return self
 
 
-def run(
+@dataclass
+class Hold:
+    """A place in the program where every rank waits until the test lets it go on."""
+
+    function: str
+    """The function that waits, as `module.name`."""
+    call: int
+    """The call of it, counted from 1, on each rank."""
+    folder: Path
+    """Where the ranks count their calls."""
+    rank: int | None = None
+    """The rank that waits; None: all."""
+    seconds: float = 0.0
+    """What every call takes longer."""
+
+    def calls(self, rank: int) -> int:
+        path = self.folder / str(rank)
+        return path.stat().st_size if path.exists() else 0
+
+    def release(self) -> None:
+        time.sleep(0.2)  # a signal that was just sent has arrived then
+        (self.folder / "go").touch()
+
+
+@dataclass
+class Running:
+    """The ranks of a script, by rank."""
+
+    ranks: list[Any]
+    outputs: list[Path]
+    start: float
+
+    def signal(self, number: int, *ranks: int) -> None:
+        for rank in ranks:
+            os.kill(self.ranks[rank].pid, number)
+
+    def wait(self, reached: Callable[[], bool], timeout: float = 60) -> None:
+        """Wait until something is the case; fail if a rank ends before that."""
+        end = time.monotonic() + timeout
+        while not reached():
+            assert all(process.is_alive() for process in self.ranks), "".join(self.texts(".out") + self.texts(".err"))
+            assert time.monotonic() < end, "".join(self.texts(".out") + self.texts(".err"))
+            time.sleep(0.01)
+
+    def wait_at(self, hold: Hold) -> None:
+        self.wait(lambda: all(hold.calls(rank) >= hold.call for rank in range(len(self.ranks))))
+
+    def texts(self, suffix: str) -> list[str]:
+        return [path.read_text() for output in self.outputs if (path := output.with_suffix(suffix)).exists()]
+
+    def finish(self, timeout: float = 150) -> Finished:
+        for process in self.ranks:
+            process.join(max(0.0, timeout - (time.monotonic() - self.start)))
+        late = [rank for rank, process in enumerate(self.ranks) if process.is_alive()]
+        out, err = self.texts(".out"), self.texts(".err")
+        assert not late, f"ranks {late} still ran after {timeout} s\n" + "\n".join(out + err)
+        return Finished([process.exitcode for process in self.ranks], out, err, time.monotonic() - self.start)
+
+
+def run(script: str, *arguments: object, timeout: float = 150, **options: Any) -> Finished:
+    """Run a script of the repository and wait for it, at most `timeout` seconds; see `started`."""
+    with started(script, *arguments, **options) as running:
+        return running.finish(timeout)
+
+
+@contextlib.contextmanager
+def started(
     script: str,
     *arguments: object,
     world: int = 0,
     zero: int = 0,
     pairs: Path | None = None,
     kill_at: int | None = None,
+    hold: Hold | None = None,
     variables: dict[str, str] | None = None,
-    timeout: float = 150,
-) -> Finished:
-    """Run a script of the repository, from its root, and wait for it.
+) -> Iterator[Running]:
+    """Start a script of the repository, from its root; what still runs at the end is killed.
 
     Args:
         script: path below the root.
@@ -83,8 +152,8 @@ def run(
         zero: stage of DeepSpeed's ZeRO; 0: none.
         pairs: folder for the digests of all pairs that a training run sees.
         kill_at: position in the run at which every rank is killed.
+        hold: where the ranks wait for the test.
         variables: of the environment, on top of a launcher's.
-        timeout: seconds after which the ranks are killed and the test fails.
 
     """
     port, start = free_port(), time.monotonic()
@@ -94,28 +163,28 @@ def run(
         for rank, output in enumerate(outputs):
             launched = _launched(rank, world, port, zero) if world else {}
             given = launched | (variables or {})
-            arguments_ = (script, [str(a) for a in arguments], given, output, pairs, kill_at)
+            arguments_ = (script, [str(a) for a in arguments], given, output, pairs, kill_at, hold)
             ranks.append(_server.Process(target=_rank, args=arguments_))
         try:
             with mock.patch.dict(os.environ, WITHOUT_GPU):
                 for process in ranks:
                     process.start()
-            for process in ranks:
-                process.join(max(0.0, timeout - (time.monotonic() - start)))
-            late = [rank for rank, process in enumerate(ranks) if process.is_alive()]
+            yield Running(ranks, outputs, start)
         finally:
             for process in ranks:
                 if process.is_alive():
                     process.kill()
                     process.join()
-        out, err = ([output.with_suffix(s).read_text() for output in outputs] for s in (".out", ".err"))
-    assert not late, f"ranks {late} still ran after {timeout} s\n" + "\n".join(out + err)
-    return Finished([process.exitcode for process in ranks], out, err, time.monotonic() - start)
 
 
 def train(*settings: object, **options: Any) -> Finished:
     """Train a tiny network, see `run`."""
     return run("launch/train.py", *TINY, *settings, **options)
+
+
+def training(*settings: object, **options: Any) -> contextlib.AbstractContextManager[Running]:
+    """Start the training of a tiny network, see `started`."""
+    return started("launch/train.py", *TINY, *settings, **options)
 
 
 def accelerate_launch(backend: str, *arguments: object, timeout: float = 150) -> subprocess.CompletedProcess[str]:
@@ -168,7 +237,13 @@ def _launched(rank: int, world: int, port: int, zero: int) -> dict[str, str]:
 
 
 def _rank(
-    script: str, arguments: list[str], variables: dict[str, str], output: Path, pairs: Path | None, kill_at: int | None
+    script: str,
+    arguments: list[str],
+    variables: dict[str, str],
+    output: Path,
+    pairs: Path | None,
+    kill_at: int | None,
+    hold: Hold | None,
 ) -> None:
     for number, suffix in ((1, ".out"), (2, ".err")):
         with output.with_suffix(suffix).open("w") as file:
@@ -179,6 +254,8 @@ def _rank(
     os.environ.update(variables)
     if pairs is not None or kill_at is not None:
         _watch_pairs(pairs, kill_at)
+    if hold is not None:
+        _wait_at(hold)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 
@@ -202,3 +279,22 @@ def _watch_pairs(folder: Path | None, kill_at: int | None) -> None:
         return inputs, targets
 
     loop.noisy_pair = noisy_pair
+
+
+def _wait_at(hold: Hold) -> None:
+    """Let a function count its calls, and wait for the test in one of them."""
+    module_name, _, name = hold.function.rpartition(".")
+    module = importlib.import_module(module_name)
+    function, rank = getattr(module, name), int(os.environ.get("RANK", "0"))
+
+    def waiting(*arguments: Any, **options: Any) -> Any:
+        hold.folder.mkdir(parents=True, exist_ok=True)
+        with (hold.folder / str(rank)).open("a") as file:
+            file.write(".")
+        held = hold.rank in (None, rank) and hold.calls(rank) == hold.call
+        while held and not (hold.folder / "go").exists():
+            time.sleep(0.01)
+        time.sleep(hold.seconds)
+        return function(*arguments, **options)
+
+    setattr(module, name, waiting)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
+import multiprocessing.sharedctypes
+import multiprocessing.util
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from n2n_dist import interrupt
 from n2n_dist.data.dataset import Batch, CropDataset, RankOrder
 from n2n_dist.errors import Refusal
 
@@ -21,6 +26,8 @@ IN_USE = 3
 
 def make_loader(dataset: CropDataset, places: RankOrder, workers: int, device: torch.device) -> Iterator[Batch]:
     """Yield the micro-batches at `places`, their pixels on `device`, read ahead in `workers` processes."""
+    ending = multiprocessing.sharedctypes.RawValue(ctypes.c_int, 0)
+    multiprocessing.util.Finalize(None, setattr, (ending, "value", 1), exitpriority=0)  # before children are ended
     buffers = Buffers(workers, PREFETCH + IN_USE, dataset.bytes(places.micro_batch)) if workers else None
     loader = torch.utils.data.DataLoader(
         _Sender(dataset, buffers) if buffers else dataset,
@@ -28,9 +35,15 @@ def make_loader(dataset: CropDataset, places: RankOrder, workers: int, device: t
         batch_size=None,  # `places` are batches already
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=functools.partial(_start_worker, ending),
     )
-    batches = (parcel.open(buffers) for parcel in loader) if buffers else iter(loader)
+    with interrupt.held():
+        batches = (parcel.open(buffers) for parcel in loader) if buffers else iter(loader)
     return copied_ahead(batches, device) if device.type == "cuda" else batches
+
+
+def _start_worker(ending: interrupt.Flag, worker: int) -> None:
+    interrupt.leave_to_parent(ending)
 
 
 def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

@@ -173,15 +173,16 @@ class Backend:
             dist.all_reduce(values)
         return values
 
-    def agree(self, refusal: Refusal | None) -> None:
-        """Raise on all ranks what one of them has to refuse; every rank must call this."""
-        refusals = [refusal]
+    def agree(self, refusal: Refusal | None, word: Any = None) -> list[Any]:
+        """Raise on all ranks what one of them has to refuse, else return each one's word; every rank must call this."""
+        gathered = [(refusal, word)]
         if self.world_size > 1:
-            refusals *= self.world_size
-            dist.all_gather_object(refusals, refusal)
-        for found in refusals:
+            gathered *= self.world_size
+            dist.all_gather_object(gathered, (refusal, word))
+        for found, _ in gathered:
             if found is not None:
                 raise found
+        return [word for _, word in gathered]
 
     def on_all(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank and return each rank's own result.

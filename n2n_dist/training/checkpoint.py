@@ -28,6 +28,8 @@ from n2n_dist.training.backend import Backend
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+DAMAGE = (OSError, ValueError, KeyError, TypeError)
+"""What comes of reading a manifest or file that is not as it was written."""
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no reason to warn
 
 
@@ -69,6 +71,8 @@ class Progress:
     """The step of that validation."""
     bad_samples: int = 0
     """Samples that could not be read and were replaced, over all ranks."""
+    owes_validation: bool = False
+    """A signal cut the validation of this step short; the run makes up for it when it is continued."""
 
 
 class Checkpoints:
@@ -108,7 +112,7 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _sync_folder(self.folder)
-            for old in self.committed()[self.settings.keep :]:
+            for old in committed(self.folder)[self.settings.keep :]:
                 shutil.rmtree(old)
 
         self.backend.on_main(commit)
@@ -125,11 +129,10 @@ class Checkpoints:
         """
 
         def choose() -> tuple[Path, Progress] | None:
-            committed = self.committed()
-            for path in committed:
+            for path in committed(self.folder):
                 try:
-                    return path, _verified(path)
-                except (OSError, ValueError, KeyError, TypeError) as error:
+                    return path, verify(path)[0]
+                except DAMAGE as error:
                     aside = path.with_name(path.name + ".damaged")
                     shutil.rmtree(aside, ignore_errors=True)
                     path.rename(aside)
@@ -157,12 +160,30 @@ class Checkpoints:
         except (CheckpointException, RuntimeError, ValueError) as error:
             raise Refusal(f"{path}: does not fit this network ({error}); start in a new run.dir") from None
 
-    def committed(self) -> list[Path]:
-        """List the finished checkpoints, newest first."""
-        folders = [
-            path for path in self.folder.glob("step-*") if path.name[5:].isdecimal() and (path / MANIFEST).is_file()
-        ]
-        return sorted(folders, reverse=True)
+
+def committed(folder: Path) -> list[Path]:
+    """List the finished checkpoints in a folder, newest first."""
+    folders = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and (path / MANIFEST).is_file()]
+    return sorted(folders, reverse=True)
+
+
+def verify(path: Path) -> tuple[Progress, int]:
+    """Return progress and world size of a checkpoint, whose bytes must be those that were written.
+
+    Raises:
+        Refusal: it is of another version of this package.
+        OSError, ValueError, KeyError, TypeError: it is damaged (`DAMAGE`).
+
+    """
+    manifest = json.loads((path / MANIFEST).read_text())
+    if manifest.pop("format") != FORMAT:
+        raise Refusal(f"{path}: written by another version of n2n_dist; continue it with that, or use a new run.dir")
+    if manifest.pop("sha256") != _digest(manifest):
+        raise ValueError(f"the content of {MANIFEST} has changed")
+    for name, digest in manifest["files"].items():
+        if _sha256(path / name) != digest:
+            raise ValueError(f"the bytes of {name} have changed")
+    return Progress(**manifest["progress"]), manifest["world_size"]
 
 
 def describe_differences(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -175,18 +196,6 @@ def _state(model: nn.Module, ema: nn.Module, optimizer: Any) -> dict[str, Any]:
     """Name every tensor of a checkpoint; the optimiser's by the parameter they belong to."""
     moments = {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
     return {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": moments}
-
-
-def _verified(path: Path) -> Progress:
-    manifest = json.loads((path / MANIFEST).read_text())
-    if manifest.pop("format") != FORMAT:
-        raise Refusal(f"{path}: written by another version of n2n_dist; continue it with that, or use a new run.dir")
-    if manifest.pop("sha256") != _digest(manifest):
-        raise ValueError(f"the content of {MANIFEST} has changed")
-    for name, digest in manifest["files"].items():
-        if _sha256(path / name) != digest:
-            raise ValueError(f"the bytes of {name} have changed")
-    return Progress(**manifest["progress"])
 
 
 def _empty(folder: Path) -> None:

@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from n2n_dist.data.dataset import RankOrder, is_tolerated, open_data
+from n2n_dist import interrupt
+from n2n_dist.data.dataset import RankOrder, open_data
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.data.remote import Unavailable
@@ -22,7 +24,8 @@ from n2n_dist.model.weights import BEST, LAST, load_model, save_model
 from n2n_dist.objective import losses, noisy_pair
 from n2n_dist.training import report
 from n2n_dist.training.backend import Backend, plan_batch
-from n2n_dist.training.checkpoint import Checkpoints, Progress, describe_differences
+from n2n_dist.training.checkpoint import Checkpoints, Progress
+from n2n_dist.training.checks import check_continuation, check_damage, check_finite
 from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
 from n2n_dist.training.precision import arrange, autocast_type, memory_format
 from n2n_dist.training.tracking import Tracker, Window, memory_bytes
@@ -33,7 +36,9 @@ if TYPE_CHECKING:
 
 DRY_RUN_STEPS = 4
 AGREE_EVERY = 20
-"""Most steps that other ranks go on after one has lost its data."""
+"""Most steps that other ranks go on after one has lost its data or got a signal."""
+AGREE_SECONDS = 2.0
+"""Seconds after which they agree where steps are slow; the slowest rank's time of a step counts."""
 
 
 @dataclass
@@ -55,6 +60,9 @@ class RunSettings:
 def train(config: Config, dry_run: bool = False) -> None:
     """Train a denoiser, or continue the run in `run.dir`.
 
+    A signal (see `interrupt`) to any rank ends the step, or a validation, and saves; RUN/PREEMPTED then says that the
+    same command continues the run.
+
     Args:
         config: the run's settings.
         dry_run: print the plan with the measured time of a step, write nothing, and stop.
@@ -64,6 +72,8 @@ def train(config: Config, dry_run: bool = False) -> None:
 
     """
     run_dir = Path(config.run.dir)
+    if not dry_run:
+        interrupt.remove_marker(run_dir)
     try:
         _train(config, run_dir, dry_run)
     except Exception as error:
@@ -105,7 +115,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     if not dry_run:
         backend.on_main(lambda: config.check_run_dir(run_dir))
         found = checkpoints.newest(warn=print)
-        backend.on_main(lambda: _check_continuation(run_dir, backend, found, progress))
+        backend.on_main(lambda: check_continuation(run_dir, backend, found, progress))
     if found:
         path, progress = found
         checkpoints.load(path, network, ema, optimizer)
@@ -167,10 +177,40 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
         progress.steps = config.train.steps
     if backend.zero:
         tracker.say(f"{backend.name}: writes its weights, but no checkpoint: this run cannot be continued")
+
+    def validate() -> bool:
+        """Measure the moving average and show the result; return whether a signal cut it short, and nothing counts."""
+        measured = validation.run(ema, backend)
+        if measured is None:
+            return True
+        scores, strips = measured
+        tracker.scalars(progress.step, {f"validation/{name}": value for name, value in scores.items()})
+        tracker.strips(progress.step, strips)
+        tracker.say(report.scores(progress.step, scores))
+        if progress.best is None or mean_psnr(scores) > progress.best:
+            progress.best, progress.best_step = mean_psnr(scores), progress.step
+        return False
+
+    def save() -> None:
+        if not backend.zero:
+            checkpoints.save(network, ema, optimizer, progress)
+        if progress.best_step == progress.step:
+            backend.on_main(lambda: save_model(run_dir / BEST, ema))
+
+    stopping = any(backend.agree(None, interrupt.received()))
+    progress.owes_validation = progress.owes_validation and bool(validation.sets)
+    if progress.owes_validation and not stopping:
+        progress.owes_validation = validate()
+        if not progress.owes_validation:
+            save()
+        stopping = any(backend.agree(None, interrupt.received()))
     saved_at = time.monotonic()
+    agree_at, pace = progress.step + 1, math.inf  # the first step may take long, so the others are not left alone
     window = Window()
 
     for step in range(progress.step, config.train.steps):
+        if stopping:
+            break
         parts, gradient_norm, waited, bad = optimise(step)
         progress.step, progress.samples_seen = step + 1, progress.samples_seen + plan.batch
         window.add(parts, gradient_norm, waited, len(bad))
@@ -183,15 +223,18 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
         validating = bool(validation.sets) and (last or progress.step % config.validate.every == 0)
         saving = last or validating or progress.step % config.checkpoint.every == 0
         logging = saving or progress.step % config.train.log_every == 0
-        if logging or progress.step % AGREE_EVERY == 0:
-            backend.agree(next(iter(gone), None))  # before anything is logged or saved
-        if logging:
+        if logging or progress.step >= agree_at:  # before anything is logged or saved
+            signals, paces = zip(*backend.agree(next(iter(gone), None), (interrupt.received(), pace)), strict=True)
+            stopping = any(signals)
+            agree_at = progress.step + max(1, min(AGREE_EVERY, int(AGREE_SECONDS / max(paces))))
+            pace = window.seconds() / window.steps  # now that this rank has waited for its device
+        if logging or stopping:
             # one vector holds all that the ranks must agree on, rank 0's clock too
             means = window.means()
             minutes = (time.monotonic() - saved_at) / 60 if backend.main else 0.0
             measured = torch.tensor([window.waited / window.seconds(), window.bad_samples, minutes]).double()
             *sums, waiting, bad_samples, minutes = backend.sum(torch.cat([means, measured])).tolist()
-            saving = saving or minutes > config.checkpoint.minutes
+            saving = saving or stopping or minutes > config.checkpoint.minutes
             progress.bad_samples += int(bad_samples)
             logged = {f"train/{name}": value / backend.world_size for name, value in zip(parts, sums, strict=True)}
             logged["train/gradient_norm"] = window.gradient_norm.item()
@@ -200,51 +243,33 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
             logged["speed/waiting_for_data"] = waiting / backend.world_size
             logged["memory/peak_gib"] = memory_bytes(backend.device) / 2**30
             tracker.point(progress.step, logged)
-            _check_finite(logged, progress)
-            _check_damage(progress, config.data.max_bad)
+            check_finite(logged, progress)
+            check_damage(progress, config.data.max_bad)
 
-            improved = False
             if validating:
-                scores, strips = validation.run(ema, backend)
-                tracker.scalars(progress.step, {f"validation/{name}": value for name, value in scores.items()})
-                tracker.strips(progress.step, strips)
-                tracker.say(report.scores(progress.step, scores))
-                improved = progress.best is None or mean_psnr(scores) > progress.best
-                if improved:
-                    progress.best, progress.best_step = mean_psnr(scores), progress.step
-            if saving and not backend.zero:
-                checkpoints.save(network, ema, optimizer, progress)
+                progress.owes_validation = stopping or validate()
+            if saving:
+                save()
                 saved_at = time.monotonic()
-            if improved:
-                backend.on_main(lambda: save_model(run_dir / BEST, ema))
+                stopping = any(backend.agree(None, interrupt.received()))  # a signal meanwhile needs no other save
             window = Window()
 
     prefetcher.stopped.set()
-    backend.on_main(lambda: save_model(run_dir / LAST, ema))
+    stopped = stopping and (progress.step < config.train.steps or progress.owes_validation)
+    continuable = stopped and not (backend.zero and progress.step)
+    if not continuable:
+        backend.on_main(lambda: save_model(run_dir / LAST, ema))
     tracker.close()
+    if stopped:
+        first = max(filter(None, backend.agree(None, interrupt.received())), key=itemgetter(1))
+        text = report.stopped(progress, first, backend.name, continuable)
+        if continuable:
+            backend.on_main(lambda: interrupt.leave_marker(run_dir, text))
+    else:
+        text = report.end(run_dir, progress, validation)
     if backend.main:
-        print(report.end(run_dir, progress, validation))
+        print(text, flush=True)
     backend.close()
-
-
-def _check_continuation(run_dir: Path, backend: Backend, found: tuple[Path, Progress] | None, wanted: Progress) -> None:
-    """Refuse to write over weights, and to continue a run as another one."""
-    if backend.zero or not found:
-        held = [name for name in (BEST, LAST) if (run_dir / name).exists()] + (["a checkpoint"] if found else [])
-        if held:
-            why = f"{backend.name} cannot continue it yet" if found else "it has no checkpoint"
-            raise Refusal(
-                f"run.dir {run_dir}: holds a run with {held[0]}, and {why}; choose another run.dir "
-                f"(run.init={run_dir} starts from its weights)"
-            )
-        return
-    path, progress = found
-    if progress.data != wanted.data:
-        raise Refusal(f"data.shards: {path} was trained on other samples; use the same shards, or a new run.dir")
-    if differences := describe_differences(progress.identity, wanted.identity):
-        raise Refusal(f"{path}: is of another run: {differences}. Choose another run.dir")
-    if wanted.steps < progress.step:
-        raise Refusal(f"train.steps {wanted.steps}: the run in {run_dir} has made {progress.step} already; give more")
 
 
 def _start_from(network: ResUNet, weights: str) -> None:
@@ -262,23 +287,3 @@ def _timed(optimise: Callable[[int], object], step: int) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def _check_finite(logged: dict[str, float], progress: Progress) -> None:
-    """Stop all ranks at the same step; nothing that is not finite has been saved."""
-    broken = [name for name, value in logged.items() if not math.isfinite(value)]
-    if broken:
-        raise Refusal(
-            f"step {progress.step}: {', '.join(broken)} is not finite; the last checkpoint is good. "
-            "Lower optim.lr, set optim.clip, or look for broken values in the data"
-        )
-
-
-def _check_damage(progress: Progress, limit: float) -> None:
-    """Stop all ranks past the tolerated share."""
-    bad = progress.bad_samples
-    if not is_tolerated(bad, progress.samples_seen, limit):
-        raise Refusal(
-            f"data.max_bad {limit:g}: {bad} of {progress.samples_seen} samples cannot be read, named above; check "
-            "the shards with: python shards/build.py verify FOLDER"
-        )

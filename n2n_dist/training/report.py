@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from n2n_dist import interrupt
 from n2n_dist.data.order import Order
 from n2n_dist.data.shard import Index
 from n2n_dist.model.weights import find_weights
@@ -90,6 +91,19 @@ def end(run_dir: Path, progress: Progress, validation: Validation) -> str:
             f"next: python launch/denoise.py --run {run_dir} NOISY_FOLDER DENOISED_FOLDER",
         ]
     )
+
+
+def stopped(progress: Progress, received: tuple[str, float], backend: str, continuable: bool) -> str:
+    """Say where a signal, its name and the seconds since then given by `received`, stopped the run."""
+    name, seconds = received
+    done = f"saved after step {progress.step:,}" if progress.step else "before the first step, nothing to save"
+    line = (
+        f"stopped by {name}: {done}, {seconds:.1f} s after the signal; "
+        f"a grace period of {interrupt.GRACE_SECONDS} s leaves {interrupt.GRACE_SECONDS - seconds:.1f} s; "
+    )
+    if not continuable:
+        return line + f"{backend} writes weights but no checkpoint, so this run cannot be continued"
+    return line + "the same command continues"
 
 
 def _duration(seconds: float) -> str:

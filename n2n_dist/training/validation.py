@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from n2n_dist import interrupt
 from n2n_dist.data.dataset import ATTEMPTS, DataSettings, is_tolerated
 from n2n_dist.data.remote import Unavailable
 from n2n_dist.data.shard import Index, read_pixels
@@ -91,12 +92,13 @@ class Validation:
 
     @torch.inference_mode()
     @_any_algorithm()
-    def run(self, model: ResUNet, backend: Backend) -> tuple[dict[str, float], Strips]:
+    def run(self, model: ResUNet, backend: Backend) -> tuple[dict[str, float], Strips] | None:
         """Measure `model`; every rank takes a part of the samples.
 
         Returns:
             `SET/noisy_psnr`, `SET/psnr` in dB, `SET/ssim`, `SET/lpips`, means over the samples and equal on all ranks;
-            and for rank 0 some samples spread over each set.
+            and for rank 0 some samples spread over each set. None if a signal to any rank has stopped it: on a slow
+            machine it may take longer than the time that is left.
 
         Raises:
             Refusal: on all ranks, where more than `max_bad` of the samples cannot be read, or a source is gone.
@@ -108,10 +110,10 @@ class Validation:
             count = min(len(index), self.settings.images)
             spread = {count * k // self.settings.strips for k in range(self.settings.strips)}
             sums, strips[name], refusal = torch.zeros(5, dtype=torch.float64), [], None
-            try:
-                for number in range(count):
-                    shown = backend.main and number in spread
-                    counted = number % backend.world_size == backend.rank
+            for number in range(count):
+                shown = backend.main and number in spread
+                counted = number % backend.world_size == backend.rank
+                try:
                     if shown or counted:
                         noisy, reference, damage = self._readable_pair(index, number)
                         denoised = denoise_tiled(model, noisy, self.device)
@@ -122,9 +124,11 @@ class Validation:
                         if damage:
                             print(f"replaced an unreadable sample of data.validation {name}: {damage}", flush=True)
                             sums[4] += 1
-            except Refusal as error:  # of a sample that only this rank reads
-                refusal = error
-            backend.agree(refusal)
+                except Refusal as error:  # of a sample that only this rank reads
+                    refusal = refusal or error
+                every_rank_had_one = (number + 1) % backend.world_size == 0 or number + 1 == count
+                if every_rank_had_one and any(backend.agree(refusal, interrupt.received())):
+                    return None
             *totals, bad = backend.sum(sums).tolist()
             means = [total / count for total in totals]
             if not is_tolerated(bad, count, self.max_bad):

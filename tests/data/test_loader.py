@@ -1,5 +1,7 @@
 import gc
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,3 +97,18 @@ def test_every_batch_is_handed_over_once_and_in_order(expected: tuple[CropDatase
     for count in (0, 1, 5):
         found = list(copied_ahead(batches[:count], device))
         assert [batch.samples.tolist() for batch in found] == [batch.samples.tolist() for batch in batches[:count]]
+
+
+def test_a_program_that_ends_early_ends_its_workers(make_shards: Callable[..., Path]) -> None:
+    code = f"""
+import sys, torch
+from n2n_dist.data.dataset import CropDataset, RankOrder
+from n2n_dist.data.loader import make_loader
+from n2n_dist.data.order import Order
+from n2n_dist.data.shard import Index
+dataset = CropDataset(Index([{str(make_shards(12))!r}]), 0, 16, "image")
+batches = make_loader(dataset, RankOrder(Order(dataset.index.sizes, 0, 4), 0, 0, 1, 4), 1, torch.device("cpu"))
+next(batches)
+sys.exit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 3

@@ -62,7 +62,7 @@ def test_a_refusal_on_rank_0_keeps_its_message(backend: Backend) -> None:
         backend.on_main(refuse)
     with pytest.raises(Refusal, match=r"^this and that$"):
         backend.agree(Refusal("this and that"))
-    backend.agree(None)
+    assert backend.agree(None, "word") == ["word"]
 
 
 def test_what_cannot_be_written_is_a_refusal(backend: Backend, tmp_path: Path) -> None:
