@@ -17,8 +17,9 @@ from pathlib import Path
 
 from n2n_dist.data.build import build, merge
 from n2n_dist.data.indexing import verify, write_index
-from n2n_dist.data.plan import Options, Report, parse_part, unfinished
+from n2n_dist.data.plan import VALIDATION, Options, Report, parse_part, unfinished
 from n2n_dist.data.scenes import Grouping
+from n2n_dist.data.shard import read_index
 from n2n_dist.errors import Refusal, run_command
 
 
@@ -74,8 +75,17 @@ def _say(destination: Path, report: Report, part: str | None = None) -> None:
     print(f"{destination}: {report.tiles:,} tiles of {report.scenes:,} scenes{skipped}{ignored}")
     if part:
         print(f"part {part} is done; when all are: python shards/build.py index {destination}")
-    else:
-        print(f"train on them with: accelerate launch launch/train.py data.shards={destination}")
+        return
+    shards = read_index(destination)
+    settings = [f"data.shards={destination}"]
+    if (destination / VALIDATION).is_dir():
+        held_out = sum(shard.samples for shard in read_index(destination / VALIDATION))
+        print(f"{held_out:,} of the tiles are in {destination / VALIDATION}")
+        settings.append(f"data.validation={destination / VALIDATION}")
+    if shards[0].channels != [3]:
+        settings.append(f"model.channels={shards[0].channels[0]}")
+    config = "captures" if shards[0].captures > 1 else "gaussian25"
+    print(f"next: accelerate launch launch/train.py --config configs/{config}.yaml {' '.join(settings)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -25,12 +26,13 @@ import torch
 import webdataset
 
 from n2n_dist.benchmark.scale import memory, scale
-from n2n_dist.data.build import build
+from n2n_dist.data.build import build, cut
 from n2n_dist.data.dataset import CropDataset, RankOrder
 from n2n_dist.data.image import decode, encode, find_images, read_image, write_image
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.data.plan import Options
+from n2n_dist.data.scenes import Grouping, find_scenes
 from n2n_dist.data.shard import Index, read_window
 from n2n_dist.errors import Refusal
 
@@ -58,7 +60,27 @@ def data(rounds: int, images: Path | None) -> None:
         _stages(folder / "webp")
         _encodings(Index([folder / "npy"]))
         memory(folder)
+    building(images, rounds)
     scale()
+
+
+def building(images: Path | None, rounds: int) -> None:
+    """Build shards in one process, against reading, cutting and encoding the same images and no more."""
+    ratios = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_photographs(images, folder / "photographs")
+        scenes = find_scenes(folder / "photographs", Grouping()).scenes
+        for number in range(rounds):
+            start = time.perf_counter()
+            for scene in scenes:
+                cut(folder / "photographs", 0, scene, Options())
+            middle = time.perf_counter()
+            build(folder / "photographs", folder / f"{number}", Options())
+            ratios.append((middle - start) / (time.perf_counter() - middle))
+            shutil.rmtree(folder / f"{number}")
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"  decode + encode / building: {statistics.median(ratios):.2f} ({spread}), wanted 0.9")
 
 
 def _write_photographs(images: Path | None, folder: Path) -> int:

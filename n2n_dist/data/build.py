@@ -116,7 +116,7 @@ def merge(destination: Path) -> Report:
         shards.setdefault(group.folder, []).extend(_add(plan.report, _done(partial, group)))
     _check_bad(partial, len(plan.report.bad), plan)
     if not shards or not all(shards.values()):
-        raise Refusal(f"{partial}: no usable image; the first of its messages: {(plan.report.bad or ['none'])[0]}")
+        raise Refusal(f"{destination}: no usable image; the first of its messages: {(plan.report.bad or ['none'])[0]}")
     for folder, found in shards.items():
         for shard in found:
             check_tar(partial / folder / shard.name, shard)
@@ -220,14 +220,15 @@ def _cut_all(source: Path, group: Group, options: Options, pool: Executor, jobs:
     """Cut the scenes of a group in order; a scene that cannot be read gives why."""
     waiting: deque[Future[list[Sample] | str]] = deque()
     for number, scene in group.scenes:
-        waiting.append(pool.submit(_cut, source, number, scene, options))
+        waiting.append(pool.submit(cut, source, number, scene, options))
         if len(waiting) > 2 * jobs:  # no more in memory than keeps all busy
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _cut(source: Path, number: int, scene: Scene, options: Options) -> list[Sample] | str:
+def cut(source: Path, number: int, scene: Scene, options: Options) -> list[Sample] | str:
+    """Return the tiles of scene `number` as samples of a shard, or, if it cannot be read, why."""
     try:
         images = _read_scene(source, scene, options)
         names = [*map(str, range(len(scene.captures))), *(["clean"] if scene.clean else [])]

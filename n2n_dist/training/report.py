@@ -33,6 +33,9 @@ def start(
     parameters = sum(parameter.numel() for parameter in network.parameters())
     precision = "fp32" if dtype is None else "bf16 autocast"
     targets = " (clean targets)" if config.pairs.supervised else ""
+    noise = config.noise.name
+    if config.pairs.source == "captures":
+        noise = "of the captures; PSNR is against another noisy capture, unless the shards hold clean references"
     shards, epoch = len(index.shards), order.batches_per_epoch
     perceptual = f" + {config.loss.perceptual:g} * VGG-16" if config.loss.perceptual else ""
     return "\n".join(
@@ -40,7 +43,7 @@ def start(
             f"world    {backend.name}: {backend.world_size} process(es) on {backend.device.type}, {precision}",
             f"batch    {backend.plan}, {config.data.crop} x {config.data.crop} pixels",
             f"data     {len(index):,} samples in {shards:,} shards, {epoch:,} steps an epoch",
-            f"noise    {config.noise.name}, pairs {config.pairs.source}{targets}",
+            f"noise    {noise}, pairs {config.pairs.source}{targets}",
             f"network  ResUNet of {parameters / 1e6:.2f} M parameters, loss {config.loss.pixel}{perceptual}",
             f"run      {config.run.dir}; watch it with: tensorboard --logdir {Path(config.run.dir).parent}",
         ]

@@ -23,7 +23,7 @@ def progress(steps: int = 100) -> Progress:
     [
         ([], ["noise    gaussian, pairs synthetic", "loss l1 + 0.01 * VGG-16"]),
         (["loss.perceptual=0", "loss.pixel=l2", "pairs.supervised=true"], ["synthetic (clean targets)", "loss l2"]),
-        (["noise.name=poisson", "pairs.source=captures"], ["noise    poisson, pairs captures"]),
+        (["noise.name=poisson", "pairs.source=captures"], ["pairs captures"]),
     ],
 )
 def test_start_says_what_is_trained(backend: Backend, settings: list[str], expected: list[str]) -> None:
