@@ -139,8 +139,8 @@ def _write_group(
 ) -> None:
     """Deal the tiles of the scenes of a group over its tars, index them, and only then say that they are there."""
     names = [f"shard-{group.first_shard + number:06d}.tar" for number in range(group.shards)]
-    tiles = sum(group.tiles)
-    places = permutation(tiles, f"tiles/{group.number}") * group.shards // tiles
+    total = sum(group.tiles)
+    places = permutation(total, f"tiles/{group.number}") * group.shards // total
     report = Report()
     work = Path(tempfile.mkdtemp(dir=partial / BUILDING))
     try:
@@ -151,14 +151,14 @@ def _write_group(
             buffers = [stack.enter_context(io.BufferedWriter(file, BUFFER)) for file in files]
             writers = [stack.enter_context(webdataset.TarWriter(buffer, **fixed)) for buffer in buffers]
             filled, start = set(), 0
-            for tiles, cut in zip(group.tiles, scenes, strict=True):
-                if isinstance(cut, str):
-                    warn(f"skipped: {cut}")
-                    report.bad.append(cut)
+            for tiles, samples in zip(group.tiles, scenes, strict=True):
+                if isinstance(samples, str):  # why there are none
+                    warn(f"skipped: {samples}")
+                    report.bad.append(samples)
                 else:
                     report.scenes += 1
                     report.tiles += tiles
-                    for sample, place in zip(cut, places[start : start + tiles], strict=True):
+                    for sample, place in zip(samples, places[start : start + tiles], strict=True):
                         writers[place].write(sample)
                         filled.add(place)
                 start += tiles

@@ -196,19 +196,20 @@ def group_scenes(scenes: Sequence[Scene], options: Options) -> list[Group]:
     groups: list[Group] = []
     for folder in ("", VALIDATION):
         chosen = [recording for recording in recordings if (recording in held_out) == (folder == VALIDATION)]
-        group = None
+        group, total = None, 0
         for place in permutation(len(chosen), f"recordings/{folder}"):
             # the scenes of a recording stay together: they may be frames of one file, which is then read once
             for number, scene in numbered[chosen[place]]:
                 height, width = scene.size
                 tiles = len(origins(height, options.tile)) * len(origins(width, options.tile))
-                if group is None or sum(group.tiles) + tiles > SHARDS * options.shard_samples:
+                if group is None or total + tiles > SHARDS * options.shard_samples:
                     first = group.first_shard + group.shards if group else 0
-                    group = Group(folder, len(groups), first, 0, [], [])
+                    group, total = Group(folder, len(groups), first, 0, [], []), 0
                     groups.append(group)
                 group.scenes.append((number, scene))
                 group.tiles.append(tiles)
-                group.shards = -(-sum(group.tiles) // options.shard_samples)
+                total += tiles
+                group.shards = -(-total // options.shard_samples)
     return groups
 
 

@@ -1,6 +1,6 @@
 """Shards: plain WebDataset tars, and an index that makes them random-access.
 
-A sample KEY is `KEY.json` (source, tile origin, black and white level, bit depth), `KEY.0.<ext>`,
+A sample KEY is `KEY.json` (source, scene, tile origin, black and white level, bit depth), `KEY.0.<ext>`,
 `KEY.1.<ext>`, ... (one member a capture) and optionally `KEY.clean.<ext>` (a reference). `KEY.<ext>` from a
 tar written by others is one capture. Beside `NAME.tar` stands `NAME.index.json`, the offset and size of every
 member, read only when a sample of that shard is; `index.json` lists the shards. A folder of shards may lie on this
