@@ -35,7 +35,7 @@ def start(
     targets = " (clean targets)" if config.pairs.supervised else ""
     noise = config.noise.name
     if config.pairs.source == "captures":
-        noise = "of the captures; PSNR is against another noisy capture, unless the shards hold clean references"
+        noise = "of the captures; PSNR is estimated from two of them (uPSNR), unless the shards hold clean references"
     shards, epoch = len(index.shards), order.batches_per_epoch
     perceptual = f" + {config.loss.perceptual:g} * VGG-16" if config.loss.perceptual else ""
     return "\n".join(
