@@ -21,9 +21,10 @@ from n2n_dist.data import registration, statistics
 from n2n_dist.data.audit_findings import Finding, find
 from n2n_dist.data.audit_page import draw, table
 from n2n_dist.data.indexing import differing
+from n2n_dist.data.members import Sample, read_pixels
 from n2n_dist.data.plan import VALIDATION
 from n2n_dist.data.remote import File
-from n2n_dist.data.shard import INDEX, Index, Sample, read_pixels
+from n2n_dist.data.shard import INDEX, Index
 from n2n_dist.data.statistics import Blocks
 from n2n_dist.errors import Refusal
 

@@ -20,9 +20,10 @@ from n2n_dist.data import cut
 from n2n_dist.data.build import build, merge
 from n2n_dist.data.image import Image, write_frames, write_image
 from n2n_dist.data.indexing import verify
-from n2n_dist.data.plan import SHARDS, VALIDATION, Options
+from n2n_dist.data.members import read_pixels
+from n2n_dist.data.plan import SHARDS, VALIDATION, Options, read_plan
 from n2n_dist.data.scenes import Grouping
-from n2n_dist.data.shard import Index, read_pixels
+from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 
 
@@ -299,19 +300,22 @@ def test_a_build_killed_anywhere_goes_on_and_gives_the_same_bytes(tmp_path: Path
     whole = tree(tmp_path / "whole")
     folders = [path for path in (tmp_path / "out").iterdir() if path.name.removesuffix(".partial").isdecimal()]
     named = [folder for folder in folders if folder.suffix != ".partial"]
-    redone = 0
+    kept = 0
     for partial in folders:
         if partial in named:
             continue
         destination = partial.with_suffix("")
-        finished = {path: path.stat().st_mtime_ns for path in partial.glob("*.tar")}
-        markers = len(list((partial / "building").glob("group-*.json")))
-        redone += markers
+        finished = {}
+        planned = (partial / "building" / "plan.json").is_file()
+        for group in read_plan(partial).groups if planned else []:
+            if (marker := partial / "building" / f"group-{group.number:06d}.json").is_file():
+                names = [Path(group.folder) / shard["name"] for shard in json.loads(marker.read_text())["shards"]]
+                finished |= {name: (partial / name).stat().st_mtime_ns for name in names}
+        kept += len(finished)
         build(photos, destination, Options(**SMALL), warn=silent)
         assert tree(destination) == whole
-        kept = [p for p, time in finished.items() if (destination / p.name).stat().st_mtime_ns == time]
-        assert len(kept) >= min(markers, 1) * SHARDS
-    assert redone > 0
+        assert all((destination / name).stat().st_mtime_ns == time for name, time in finished.items())
+    assert kept > SHARDS
     assert 0 < len(named) < len(folders)
     for destination in named:  # killed after it got its name
         assert len(Index([destination])) == len(Index([tmp_path / "whole"]))
@@ -372,7 +376,7 @@ def test_a_reason_is_given_once_with_the_number_of_files(tmp_path: Path) -> None
     for number in range(12):
         write_image(tmp_path / "in" / f"{number:02d}.tif", random_pixels((20, 20, 1), np.float32, number))
     said: list[str] = []
-    with pytest.raises(Refusal, match="12 unreadable scenes|no usable image"):
+    with pytest.raises(Refusal, match="no usable image"):
         build(tmp_path / "in", tmp_path / "out", Options(max_bad=1), warn=said.append)
     assert len(said) == 2
     assert said[0].startswith(f"skipped: {tmp_path / 'in'}")
