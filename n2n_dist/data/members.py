@@ -6,6 +6,7 @@ a sample, so that memory does not grow with the data set and hardly with the siz
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -154,7 +155,8 @@ class Records:
         self._members = members
         for path in (tar, members):
             if isinstance(path, Path):
-                _open(path).check()
+                with contextlib.suppress(OSError):  # which is said below
+                    _open(path).check()
         try:
             with members.open("rb") as file:
                 text = file.read()

@@ -170,6 +170,8 @@ def read_index(folder: Path | str, cache: Cache | None = None) -> list[Shard]:
         path = str(folder / INDEX)
         if not folder.is_dir():
             raise Refusal(f"{folder}: no such folder of shards; make one with: python shards/build.py IMAGES {folder}")
+        if not (folder / INDEX).is_file() and not any(folder.glob("*.tar")):
+            raise Refusal(f"{folder}: no *.tar file in it; give a folder of shards (python shards/build.py makes one)")
         if not (folder / INDEX).is_file():
             raise Refusal(f"{path}: missing; {reindex(folder)}")
         text = (folder / INDEX).read_bytes()
