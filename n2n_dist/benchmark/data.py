@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import multiprocessing
 import os
 import statistics
@@ -159,18 +158,22 @@ def _rate(way: Way) -> float:
 
 
 def _wait_for_idle_workers() -> None:
-    spent = math.nan
-    while spent != (spent := _processor_time() - time.process_time()):
+    ticks = -1
+    while ticks != (ticks := _ticks_of_workers()):
         time.sleep(0.3)
 
 
 def _processor_time() -> float:
     """Return the seconds that the processor spent on this process and on its workers."""
+    return time.process_time() + _ticks_of_workers() / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks_of_workers() -> int:
     ticks = 0
     for child in multiprocessing.active_children():
         # utime and stime (proc_pid_stat(5)), counted behind the name, which may hold blanks
         ticks += sum(map(int, Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+    return ticks
 
 
 def _stages(folder: Path) -> None:
