@@ -6,7 +6,8 @@
 --scaling    images a second of 2 DDP ranks of one thread against 1 (CPU)
 --precision  a step with each of bf16, channels_last and compile on and off
 --denoise    peak memory of denoising a 24-megapixel image
---data       crops a second of the loader against webdataset and a folder of PNG files, encodings, memory, 10^8 samples
+--data       crops a second of the loader against webdataset and a folder of PNG files, encodings, memory, building,
+             10^8 samples
 """
 
 import argparse

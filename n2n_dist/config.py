@@ -178,7 +178,9 @@ def _section(name: str, cls: type, settings: Any) -> Any:
     known = {field.name: field.type for field in dataclasses.fields(cls)}
     for key in settings:
         if key not in known:
-            raise Refusal(f"{name}.{key}: unknown setting{_nearest(key, known)}; known are {', '.join(known)}")
+            raise Refusal(
+                f"{name}.{key}: unknown setting{_nearest(key, known, f'{name}.')}; known are {', '.join(known)}"
+            )
     schema = OmegaConf.structured(cls)
     for key, value in settings.items():
         try:
@@ -199,9 +201,9 @@ def _as_written(value: Any, type_: str) -> Any:
     return value
 
 
-def _nearest(key: str, known: Any) -> str:
+def _nearest(key: str, known: Any, section: str = "") -> str:
     near = difflib.get_close_matches(str(key), list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    return f" (did you mean {section}{near[0]}?)" if near else ""
 
 
 def _one_line(error: Exception) -> str:

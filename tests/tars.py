@@ -8,7 +8,8 @@ import numpy as np
 from images import random_pixels
 
 from n2n_dist.data.image import encode
-from n2n_dist.data.shard import Index, read_pixels
+from n2n_dist.data.members import read_pixels
+from n2n_dist.data.shard import Index
 
 
 def read_whole(index: Index, number: int) -> np.ndarray:

@@ -78,8 +78,8 @@ def test_choosing_a_noise_chooses_its_settings() -> None:
     [
         ("dta.batch=4", r"^dta: unknown section \(did you mean data\?\); known are run, data, noise, "),
         ("batch=4", "^batch: unknown section"),
-        ("data.bacth=4", r"^data.bacth: unknown setting \(did you mean batch\?\); known are shards, "),
-        ("train.stepz=4", r"^train.stepz: unknown setting \(did you mean steps\?\)"),
+        ("data.bacth=4", r"^data.bacth: unknown setting \(did you mean data\.batch\?\); known are shards, "),
+        ("train.stepz=4", r"^train.stepz: unknown setting \(did you mean train\.steps\?\)"),
         ("noise.name=poisson noise.sigma=25", "^noise.sigma: unknown setting.*known are name, lam$"),
         ("noise.lam=25", "^noise.lam: unknown setting.*known are name, sigma$"),
         ("noise.name=poison", r"^noise.name 'poison': unknown \(did you mean poisson\?\); known are gaussian, poisson"),

@@ -164,7 +164,7 @@ def test_a_validation_is_cut_short_and_made_up_for(tmp_path: Path, hold: Callabl
         assert f"saved after step {step}, " in stopped(finished, run_dir)
         assert f"step {step}: " not in finished.out[0]
         assert place.calls(0) == held
-        assert step not in processes.curves(run_dir).get("validation/validation/psnr", {})
+        assert step not in processes.curves(run_dir).get("validation/psnr", {})
         assert not (run_dir / "last.safetensors").exists()
     continued = processes.train(f"run.dir={run_dir}", *validated).checked()
     assert "step 4: validation/noisy_psnr" in continued.out[0]

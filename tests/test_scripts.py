@@ -36,7 +36,7 @@ def refusal(script: str, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["data.bacth=4"], "data.bacth: unknown setting (did you mean batch?)"),
+        (["data.bacth=4"], "data.bacth: unknown setting (did you mean data.batch?)"),
         (["data.batch=many"], "data.batch 'many': wrong type, must be int"),
         (["noise.name=poisson", "noise.sigma=25"], "noise.sigma: unknown setting"),
         (["data.batch=65"], "data.batch 65: more than the 64 samples of data.shards; lower it to 64 or less"),

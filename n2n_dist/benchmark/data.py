@@ -7,39 +7,34 @@ that others on the machine do not enter. On a quiet core it is the time of the c
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import multiprocessing
 import os
-import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 import PIL.Image
-import tifffile
 import torch
 import webdataset
 
+from n2n_dist.benchmark.building import building, write_photographs
+from n2n_dist.benchmark.encodings import encodings
 from n2n_dist.benchmark.scale import memory, scale
-from n2n_dist.data.build import build, cut
+from n2n_dist.data.build import build
 from n2n_dist.data.dataset import CropDataset, RankOrder
-from n2n_dist.data.image import decode, encode, find_images, read_image, write_image
+from n2n_dist.data.image import decode
 from n2n_dist.data.loader import make_loader
+from n2n_dist.data.members import read_window
 from n2n_dist.data.order import Order
 from n2n_dist.data.plan import Options
-from n2n_dist.data.scenes import Grouping, find_scenes
-from n2n_dist.data.shard import Index, read_window
-from n2n_dist.errors import Refusal
+from n2n_dist.data.shard import Index
 
 CROP, BATCH = 128, 32
 ENCODINGS = ("npy", "png", "webp")
-IMAGES = 16
-"""Photographs that are used of a folder: the largest ones."""
 SECONDS = 1.0
 """Time of one measurement."""
 CPU = torch.device("cpu")
@@ -48,66 +43,20 @@ Way = Callable[[], int]
 
 
 def data(rounds: int, images: Path | None) -> None:
-    """Run all comparisons on one core, with one worker; default images are mosaics of the demo tiles."""
+    """Run all comparisons, but for building on one core, with one worker; default images are mosaics of demo tiles."""
     with tempfile.TemporaryDirectory() as name, _one_core():
         folder = Path(name)
-        count = _write_photographs(images, folder / "photographs")
+        count = write_photographs(images, folder / "photographs")
         print(f"data: {count} photographs ({images or 'mosaics of shards/demo'}), crops of {CROP}, batches of {BATCH}")
         for encoding in ENCODINGS:
             build(folder / "photographs", folder / encoding, Options(encoding=encoding))
         _throughput(folder, rounds)
         _stages(folder / "npy")
         _stages(folder / "webp")
-        _encodings(Index([folder / "npy"]))
+        encodings(Index([folder / "npy"]))
         memory(folder)
     building(images, rounds)
     scale()
-
-
-def building(images: Path | None, rounds: int) -> None:
-    """Build shards in one process, against reading, cutting and encoding the same images and no more."""
-    ratios = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _write_photographs(images, folder / "photographs")
-        scenes = find_scenes(folder / "photographs", Grouping()).scenes
-        for number in range(rounds):
-            start = time.perf_counter()
-            for scene in scenes:
-                cut(folder / "photographs", 0, scene, Options())
-            middle = time.perf_counter()
-            build(folder / "photographs", folder / f"{number}", Options())
-            ratios.append((middle - start) / (time.perf_counter() - middle))
-            shutil.rmtree(folder / f"{number}")
-    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    print(f"  decode + encode / building: {statistics.median(ratios):.2f} ({spread}), wanted 0.9")
-
-
-def _write_photographs(images: Path | None, folder: Path) -> int:
-    if images is None:
-        tiles = _tiles(Index([Path("shards/demo/train")]))
-        for seed in range(4):
-            order = np.random.default_rng(seed).permutation(64)
-            rows = [np.concatenate([tiles[n] for n in order[start : start + 8]], 1) for start in range(0, 64, 8)]
-            write_image(folder / f"{seed}.png", np.concatenate(rows))
-        return 4
-    count = 0
-    for path in sorted(find_images(images), key=lambda path: -path.stat().st_size):
-        pixels = read_image(path).pixels
-        if pixels.dtype == np.uint8 and pixels.shape[2] == 3 and min(pixels.shape[:2]) >= 256:
-            write_image(folder / f"{count:02d}.png", pixels)
-            count += 1
-        if count == IMAGES:
-            break
-    if not count:
-        raise Refusal(f"--images {images}: no 8-bit RGB image of 256x256 or more in it")
-    return count
-
-
-def _tiles(index: Index) -> list[np.ndarray]:
-    """Return all tiles of shards as they are stored."""
-    found = (index.sample(number) for number in range(len(index)))
-    return [read_window(tar, sample, sample.captures[0], (0, 0, *sample.shape[:2])) for tar, sample in found]
 
 
 def _throughput(folder: Path, rounds: int) -> None:
@@ -198,7 +147,8 @@ def _counted(batches: Iterator) -> Way:
 
 
 def _rate(way: Way) -> float:
-    """Return crops a second, without what was read ahead."""
+    """Return crops a second, without what was read ahead and what the workers of other ways still read."""
+    _wait_for_idle_workers()
     for _ in range(8):
         way()
     start, crops = _processor_time(), 0
@@ -207,13 +157,23 @@ def _rate(way: Way) -> float:
     return crops / passed
 
 
+def _wait_for_idle_workers() -> None:
+    ticks = -1
+    while ticks != (ticks := _ticks_of_workers()):
+        time.sleep(0.3)
+
+
 def _processor_time() -> float:
     """Return the seconds that the processor spent on this process and on its workers."""
+    return time.process_time() + _ticks_of_workers() / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks_of_workers() -> int:
     ticks = 0
     for child in multiprocessing.active_children():
         # utime and stime (proc_pid_stat(5)), counted behind the name, which may hold blanks
         ticks += sum(map(int, Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+    return ticks
 
 
 def _stages(folder: Path) -> None:
@@ -247,57 +207,6 @@ def _stages(folder: Path) -> None:
     shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items())
     print(f"  stages, {folder.name}: {total:.0f} us a crop: {shares}")
     print(f"    then normalised by the training: {per_crop(lambda: [batch.normalised() for _ in cuts]):.0f} us")
-
-
-def _encodings(index: Index) -> None:
-    """Size and time of lossless encodings of 32 tiles: 8-bit RGB, and 16-bit grey made of the means of 2x2 pixels."""
-    tiles = [tile for tile in _tiles(index) if tile.shape == (256, 256, 3)][:128:4]
-    grey = [np.rint(257 * _reduced(tile @ [0.299, 0.587, 0.114])).astype(np.uint16)[..., None] for tile in tiles]
-
-    def tiff(pixels: np.ndarray) -> bytes:
-        buffer = io.BytesIO()
-        kind = "rgb" if pixels.shape[2] == 3 else "minisblack"
-        tifffile.imwrite(buffer, pixels, compression="zstd", predictor=True, photometric=kind)
-        return buffer.getvalue()
-
-    def npy_rows(data: bytes) -> np.ndarray:
-        return np.frombuffer(data[len(data) // 4 : 3 * len(data) // 4], np.uint8)
-
-    codecs: dict[str, tuple[Callable, Callable]] = {
-        "npy, half of the rows": (lambda pixels: encode(pixels, ".npy"), npy_rows),
-        "png": (lambda pixels: encode(pixels, ".png"), lambda data: decode(data, ".png")),
-        "webp": (lambda pixels: encode(pixels, ".webp"), lambda data: decode(data, ".webp")),
-        "qoi": (imagecodecs.qoi_encode, imagecodecs.qoi_decode),
-        "jpeg-xl, effort 1": (
-            lambda p: imagecodecs.jpegxl_encode(p, lossless=True, effort=1, numthreads=1),
-            lambda data: imagecodecs.jpegxl_decode(data, numthreads=1),
-        ),
-        "jpeg-ls": (imagecodecs.jpegls_encode, imagecodecs.jpegls_decode),
-        "tiff, zstd + predictor": (tiff, lambda data: decode(data, ".tif")),
-        "npy in zstd": (lambda pixels: imagecodecs.zstd_encode(encode(pixels, ".npy"), 3), imagecodecs.zstd_decode),
-    }
-    for kind, images in (("8-bit RGB", tiles), ("16-bit grey", grey)):
-        for name, (encoder, decoder) in codecs.items():
-            try:
-                coded = [bytes(encoder(pixels)) for pixels in images]
-            except (Refusal, ValueError):
-                continue  # this encoding holds no 16-bit images
-            times = [_seconds(decoder, encoded) for encoded in coded for _ in range(3)]
-            share = sum(map(len, coded)) / sum(pixels.nbytes for pixels in images)
-            speed = images[0].nbytes / statistics.median(times) / 1e6
-            print(f"  {kind:11} {name:24} {100 * share:4.0f} % of the bytes, decoded at {speed:6.0f} MB/s")
-
-
-def _reduced(values: np.ndarray) -> np.ndarray:
-    """Return the means of 2x2 values."""
-    height, width = values.shape
-    return values.reshape(height // 2, 2, width // 2, 2).mean((1, 3))
-
-
-def _seconds(decoder: Callable[[bytes], object], encoded: bytes) -> float:
-    start = time.process_time()
-    decoder(encoded)
-    return time.process_time() - start
 
 
 @contextlib.contextmanager

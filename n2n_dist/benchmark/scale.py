@@ -16,6 +16,13 @@ from n2n_dist.data.build import build
 from n2n_dist.data.plan import Options
 from n2n_dist.data.shard import FORMAT, INDEX, Shard
 
+SHARDS = 200, 4000
+"""Shards between which the memory of the loader should not grow."""
+RANKS = (256, 0, 1), (4096, 0, 1), (4096, 4095, 4096), (16384, 4095, 4096)
+"""Batch, rank and world size whose order is timed."""
+LISTED = 100_000
+"""Shards of the index that is opened, of 1000 samples each."""
+
 READ = """
 import multiprocessing, re, sys, torch
 from pathlib import Path
@@ -38,7 +45,7 @@ def memory(folder: Path) -> None:
     build(folder / "photographs", folder / "small", Options(shard_samples=1))
     tars = sorted((folder / "small").glob("*.tar"))
     shards = {s["name"]: s for s in json.loads((folder / "small" / INDEX).read_text())["shards"]}
-    for count in (200, 4000):
+    for count in SHARDS:
         many = folder / f"{count}-shards"
         many.mkdir()
         listed = []
@@ -84,7 +91,7 @@ print(len(index), time.process_time() - start, int(peak) // 1024)
 
 def scale() -> None:
     """Time and memory of the order and the index of 10^5 shards with 10^8 samples."""
-    for batch, rank, world in ((256, 0, 1), (4096, 0, 1), (4096, 4095, 4096), (16384, 4095, 4096)):
+    for batch, rank, world in RANKS:
         start = time.time()
         since, middle, peak = map(float, _run(FIRST_BATCH, str(batch), str(rank), str(world)).split())
         print(
@@ -93,7 +100,7 @@ def scale() -> None:
         )
     with tempfile.TemporaryDirectory() as name:
         shards = []
-        for number in range(100_000):
+        for number in range(LISTED):
             digest = f"{number:064x}"
             shard = Shard(f"{number:06d}.tar", 1000, 200_000_000, digest, 1, digest, [3], 1, False, (256, 256))
             with (Path(name) / shard.name).open("wb") as file:
@@ -102,7 +109,7 @@ def scale() -> None:
             shards.append(asdict(shard))
         (Path(name) / INDEX).write_text(json.dumps({"format": FORMAT, "shards": shards}))
         samples, seconds, peak = map(float, _run(OPEN, name).split())
-    print(f"  index of 10^5 shards, {samples:.0f} samples: opened in {seconds:.1f} s, {peak:.0f} MiB")
+    print(f"  index of {LISTED} shards, {samples:.0f} samples: opened in {seconds:.1f} s, {peak:.0f} MiB")
 
 
 def _run(program: str, *arguments: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from n2n_dist.data.statistics import SURE
 
 if TYPE_CHECKING:
-    from n2n_dist.data.audit import Audit
+    from n2n_dist.data.audit_results import Audit
 
 HARMS = "harms"
 NOTE = "note"

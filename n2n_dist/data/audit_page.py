@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from n2n_dist.data.audit import Audit
+    from n2n_dist.data.audit_results import Audit
 
 WIDTH = 100
 """Characters of a line of the table."""

@@ -2,42 +2,34 @@
 
 A group of scenes (see `n2n_dist.data.plan`) is the unit of work. Until all are done, they stand in
 DESTINATION.partial, and a build that was ended goes on with the groups that are missing.
+
+Jobs are threads: the libraries that decode, encode, digest and write let other threads run meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import hashlib
-import io
 import json
-import multiprocessing
-import os
-import re
 import shutil
 import tempfile
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import webdataset
-
-from n2n_dist.data.image import Image, encode, read_frames
-from n2n_dist.data.indexing import index_tar, write_json, write_list
+from n2n_dist.data.cut import Sample, SourceFile, cut
+from n2n_dist.data.indexing import index_tar, sync, write_json, write_list
 from n2n_dist.data.order import permutation
-from n2n_dist.data.plan import BUILDING, Group, Options, Plan, Report, make_plan, origins, read_plan
-from n2n_dist.data.scenes import Scene
-from n2n_dist.data.shard import Shard, check_tar
+from n2n_dist.data.plan import BUILDING, PLAN, Group, Options, Report, make_plan, read_plan
+from n2n_dist.data.shard import INDEX, Shard, check_tar
+from n2n_dist.data.tar import TarWriter
 from n2n_dist.errors import Refusal
 
-Sample = dict[str, str | bytes]
-BUFFER = 1 << 20
-"""Bytes of a tar that are digested and written at once."""
+FILES_KEPT = 3
+"""Source files that stay decoded for the next scene: a pair of neighbours and their reference share two with it."""
+NAMED = 8
+"""Files that are named of those that were skipped for one reason."""
 
 
 def build(
@@ -51,15 +43,16 @@ def build(
     """Cut the images below `source` into tiles and write them as indexed shards.
 
     A scene that cannot be read is named and skipped. The result appears under its final name only when it is
-    complete, and is byte-identical for the same files, settings and library versions, whatever `part` and `jobs`.
+    complete and on the disk, and is byte-identical for the same files, settings and library versions, whatever `part`
+    and `jobs`.
 
     Args:
         source: folder of image files.
         destination: new folder.
         options: how.
         part: (I, N) builds the I-th of N disjoint parts, I from 1; `merge` makes the shards of all of them.
-        jobs: processes that read and cut images.
-        warn: called with a line for each scene that is skipped.
+        jobs: images that are read and cut at a time.
+        warn: called with a line for the first scene that is skipped for a reason, and with one for the others.
 
     Raises:
         Refusal: no image, too many unreadable scenes, or `destination` exists; an unfinished build of other files or
@@ -67,26 +60,26 @@ def build(
 
     """
     if destination.exists():
+        _clean_up(destination)
         raise Refusal(f"{destination}: exists already; remove it or choose another folder")
     if jobs < 1:
         raise Refusal(f"--jobs {jobs}: must be 1 or more")
     partial = destination.with_name(destination.name + ".partial")
     begun = partial.exists()
     plan = make_plan(source, partial, options)
-    for message in plan.report.bad:
-        warn(f"skipped: {message}")
     number, count = part or (1, 1)
-    report = Report()
+    groups = plan.groups[number - 1 :: count]
+    missing = [group for group in groups if not _done(partial, group).is_file()]
+    report, before = Report(), Report()
+    skipped = _Skipped(source, plan.allowed, warn)
     try:
-        # decoding goes on while this process writes and digests
-        spawn = multiprocessing.get_context("spawn")
-        processes = functools.partial(ProcessPoolExecutor, jobs, spawn, _end_with, (os.getpid(),))
-        with ThreadPoolExecutor(1) if jobs == 1 else processes() as pool:
-            for group in plan.groups[number - 1 :: count]:
-                if not _done(partial, group).is_file():
-                    _write_group(partial, group, _cut_all(source, group, options, pool, jobs), warn)
-                _add(report, _done(partial, group))
-                _check_bad(source, len(plan.report.bad) + len(report.bad), plan)
+        for group in groups:
+            if group not in missing:
+                _add(before, _done(partial, group))
+        skipped.add(plan.report.bad + before.bad)
+        _build_groups(source, partial, missing, options, jobs, skipped)
+        for group in groups:
+            _add(report, _done(partial, group))
         return report if part else merge(destination)
     except OSError as error:
         raise Refusal(f"{partial}: cannot be written ({error.strerror or error}); choose another folder") from None
@@ -94,6 +87,8 @@ def build(
         if not part and not begun:  # parts that others have built stay
             shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        skipped.name_others()
 
 
 def merge(destination: Path) -> Report:
@@ -114,92 +109,136 @@ def merge(destination: Path) -> Report:
     shards: dict[str, list[Shard]] = {}
     for group in plan.groups:
         shards.setdefault(group.folder, []).extend(_add(plan.report, _done(partial, group)))
-    _check_bad(partial, len(plan.report.bad), plan)
+    _check_bad(partial, len(plan.report.bad), plan.allowed)
     if not shards or not all(shards.values()):
         raise Refusal(f"{destination}: no usable image; the first of its messages: {(plan.report.bad or ['none'])[0]}")
     for folder, found in shards.items():
         for shard in found:
             check_tar(partial / folder / shard.name, shard)
+        for left in (partial / folder).glob(f"{INDEX}.*"):  # by a merge that was killed
+            left.unlink()
         write_list(partial / folder, found)
     partial.rename(destination)
-    shutil.rmtree(destination / BUILDING)
+    sync(destination.parent)
+    _clean_up(destination)
     return plan.report
 
 
-def _check_bad(where: Path, bad: int, plan: Plan) -> None:
-    if bad > plan.allowed:
-        raise Refusal(
-            f"{where}: {bad} unreadable scenes, more than the {plan.allowed} that --max-bad allows; repair or remove "
-            "the files named above, or raise the limit"
-        )
+def _build_groups(
+    source: Path, partial: Path, groups: Sequence[Group], options: Options, jobs: int, skipped: _Skipped
+) -> None:
+    """Write the tars of groups; one group may wait for the disk while the next one is cut."""
+    with (
+        tempfile.TemporaryDirectory(dir=partial / BUILDING) as work,
+        ThreadPoolExecutor(1) as disk,
+        contextlib.closing(_cut_all(source, groups, options, jobs)) as scenes,
+    ):
+        finishing: Future[None] | None = None
+        for group in groups:
+            folder = Path(work) / str(group.number)
+            folder.mkdir()
+            tars, report = _write_group(folder, group, scenes, disk, skipped)
+            if finishing:
+                finishing.result()
+            finishing = disk.submit(_finish_group, partial, group, tars, report)
+        if finishing:
+            finishing.result()
 
 
 def _write_group(
-    partial: Path, group: Group, scenes: Iterator[list[Sample] | str], warn: Callable[[str], None]
-) -> None:
-    """Deal the tiles of the scenes of a group over its tars, index them, and only then say that they are there."""
-    names = [f"shard-{group.first_shard + number:06d}.tar" for number in range(group.shards)]
+    folder: Path, group: Group, scenes: Iterator[list[Sample] | str], disk: Executor, skipped: _Skipped
+) -> tuple[list[TarWriter], Report]:
+    """Deal the tiles of the next scenes, those of a group, over its tars."""
     total = sum(group.tiles)
     places = permutation(total, f"tiles/{group.number}") * group.shards // total
-    report = Report()
-    work = Path(tempfile.mkdtemp(dir=partial / BUILDING))
+    tars: dict[int, TarWriter] = {}
+    report, start = Report(), 0
+    for tiles in group.tiles:
+        samples = next(scenes)
+        if isinstance(samples, str):  # why there are none
+            report.bad.append(samples)
+            skipped.add([samples])
+        else:
+            report.scenes += 1
+            report.tiles += tiles
+            for sample, place in zip(samples, places[start : start + tiles].tolist(), strict=True):
+                if place not in tars:
+                    tars[place] = TarWriter(folder / f"shard-{group.first_shard + place:06d}.tar", disk)
+                tars[place].add(sample)
+        start += tiles
+    return [tars[place] for place in sorted(tars)], report
+
+
+def _finish_group(partial: Path, group: Group, tars: Sequence[TarWriter], report: Report) -> None:
+    """Index the tars of a group, and only when all is on the disk say that they are there."""
+    shards = [index_tar(tar.path, sha256=tar.finish()) for tar in tars]
+    (partial / group.folder).mkdir(exist_ok=True)
+    for tar in tars:
+        for path in tar.path.parent.glob(f"{tar.path.stem}.*"):
+            path.replace(partial / group.folder / path.name)
+    sync(partial / group.folder)
+    sync(partial)
+    write_json(_done(partial, group), {"shards": shards, **vars(report)})
+
+
+def _cut_all(
+    source: Path, groups: Sequence[Group], options: Options, jobs: int
+) -> Generator[list[Sample] | str, None, None]:
+    """Cut the scenes of groups in order; a scene that cannot be read gives why."""
+    opened = functools.lru_cache(FILES_KEPT)(functools.partial(SourceFile, options=options))
+    tasks = (
+        functools.partial(cut, [opened(source / frame.file) for frame in scene.frames], number, scene)
+        for group in groups
+        for number, scene in group.scenes
+    )
+    if jobs == 1:
+        for task in tasks:
+            yield task()
+        return
+    waiting: deque[Future[list[Sample] | str]] = deque()
+    pool = ThreadPoolExecutor(jobs)
     try:
-        with ExitStack() as stack:
-            # fixed owner, mode and time: the same tiles give the same bytes
-            fixed = {"user": "n2n", "group": "n2n", "mode": 0o644, "mtime": 0, "encoder": False}
-            files = [_DigestedFile(work / name) for name in names]
-            buffers = [stack.enter_context(io.BufferedWriter(file, BUFFER)) for file in files]
-            writers = [stack.enter_context(webdataset.TarWriter(buffer, **fixed)) for buffer in buffers]
-            filled, start = set(), 0
-            for tiles, samples in zip(group.tiles, scenes, strict=True):
-                if isinstance(samples, str):  # why there are none
-                    warn(f"skipped: {samples}")
-                    report.bad.append(samples)
-                else:
-                    report.scenes += 1
-                    report.tiles += tiles
-                    for sample, place in zip(samples, places[start : start + tiles], strict=True):
-                        writers[place].write(sample)
-                        filled.add(place)
-                start += tiles
-        shards = [index_tar(work / names[place], sha256=files[place].sha256.hexdigest()) for place in sorted(filled)]
-        (partial / group.folder).mkdir(exist_ok=True)
-        for shard in shards:
-            for path in work.glob(f"{Path(shard.name).stem}.*"):
-                path.replace(partial / group.folder / path.name)
-        write_json(_done(partial, group), {"shards": [asdict(shard) for shard in shards], **asdict(report)})
+        for task in tasks:
+            waiting.append(pool.submit(task))
+            if len(waiting) > 2 * jobs:  # no more in memory than keeps all busy
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        pool.shutdown(cancel_futures=True)
 
 
-class _DigestedFile(io.RawIOBase):
-    """A new file whose digest is known when it is written."""
+class _Skipped:
+    """Names the scenes that cannot be used, each reason once, and ends a build that has too many of them."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("wb", buffering=0)
-        self.sha256 = hashlib.sha256()
+    def __init__(self, where: Path, allowed: int, warn: Callable[[str], None]) -> None:
+        self._where = where
+        self._allowed = allowed
+        self._warn = warn
+        self._files: dict[str, list[str]] = {}
 
-    def writable(self) -> bool:
-        return True
+    def add(self, messages: Sequence[str]) -> None:
+        for message in messages:
+            file, _, reason = message.partition(": ")
+            files = self._files.setdefault(reason.partition(";")[0] or message, [])
+            if not files:
+                self._warn(f"skipped: {message}")
+            files.append(file)
+        _check_bad(self._where, sum(map(len, self._files.values())), self._allowed)
 
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        return self.file.write(data)
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
+    def name_others(self) -> None:
+        for first, *others in self._files.values():
+            if others:
+                names = ", ".join(others[:NAMED]) + (", ..." if len(others) > NAMED else "")
+                self._warn(f"skipped for the same reason as {first}: {len(others):,} more, {names}")
 
 
-def _end_with(parent: int) -> None:
-    """Let a worker end when the process that started it was killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _check_bad(where: Path, bad: int, allowed: int) -> None:
+    if bad > allowed:
+        raise Refusal(
+            f"{where}: {bad} unreadable scenes, more than the {allowed} that --max-bad allows; repair or remove the "
+            "files named above, or raise the limit"
+        )
 
 
 def _done(partial: Path, group: Group) -> Path:
@@ -216,67 +255,7 @@ def _add(report: Report, done: Path) -> list[Shard]:
     return [Shard(**shard) for shard in record["shards"]]
 
 
-def _cut_all(source: Path, group: Group, options: Options, pool: Executor, jobs: int) -> Iterator[list[Sample] | str]:
-    """Cut the scenes of a group in order; a scene that cannot be read gives why."""
-    waiting: deque[Future[list[Sample] | str]] = deque()
-    for number, scene in group.scenes:
-        waiting.append(pool.submit(cut, source, number, scene, options))
-        if len(waiting) > 2 * jobs:  # no more in memory than keeps all busy
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def cut(source: Path, number: int, scene: Scene, options: Options) -> list[Sample] | str:
-    """Return the tiles of scene `number` as samples of a shard, or, if it cannot be read, why."""
-    try:
-        images = _read_scene(source, scene, options)
-        names = [*map(str, range(len(scene.captures))), *(["clean"] if scene.clean else [])]
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", scene.name.rpartition(".")[0] or scene.name)[-48:].strip("-")
-        samples = []
-        for top in origins(scene.size[0], options.tile):
-            for left in origins(scene.size[1], options.tile):
-                about = {
-                    "source": scene.captures[0].file,
-                    "scene": scene.name,
-                    "top": top,
-                    "left": left,
-                    "black": images[0].black,
-                    "white": images[0].white,
-                    "bit_depth": images[0].pixels.dtype.itemsize * 8,
-                }
-                sample: Sample = {
-                    "__key__": f"{number:06d}-{slug}-{top:05d}-{left:05d}",
-                    "json": json.dumps(about, sort_keys=True).encode(),
-                }
-                for name, image in zip(names, images, strict=True):
-                    pixels = image.pixels[top : top + options.tile, left : left + options.tile]
-                    sample[f"{name}.{options.encoding}"] = encode(pixels, f".{options.encoding}")
-                samples.append(sample)
-    except Refusal as refusal:
-        return str(refusal)
-    return samples
-
-
-def _read_scene(source: Path, scene: Scene, options: Options) -> list[Image]:
-    """Read the captures of a scene and, last, its clean reference, which must agree."""
-    frames = [*scene.captures, *([scene.clean] if scene.clean else [])]
-    images = [_read(source / frame.file, options.black, options.white)[frame.number] for frame in frames]
-    for frame, image in zip(frames, images, strict=True):
-        found, first = image.pixels, images[0].pixels
-        if found.shape != first.shape or found.dtype != first.dtype or found.shape[:2] != scene.size:
-            raise Refusal(
-                f"{source / frame.file} is {found.shape} {found.dtype}, but {source / frames[0].file} of the same "
-                f"scene is {first.shape} {first.dtype}; captures of a scene must agree"
-            )
-        if (image.black, image.white) != (images[0].black, images[0].white):
-            raise Refusal(
-                f"{source / frame.file} ranges from {image.black:g} to {image.white:g}, but "
-                f"{source / frames[0].file} from {images[0].black:g} to {images[0].white:g}; give --black and --white"
-            )
-    return images
-
-
-@functools.lru_cache(maxsize=3)  # a pair of neighbours and their reference: the next pair shares two of them
-def _read(path: Path, black: float | None, white: float | None) -> list[Image]:
-    return read_frames(path, black, white)
+def _clean_up(destination: Path) -> None:
+    """Remove what a finished build no longer needs; it may have been killed after it got its name."""
+    if (destination / BUILDING / PLAN).is_file() and (destination / INDEX).is_file():
+        shutil.rmtree(destination / BUILDING)

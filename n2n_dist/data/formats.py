@@ -201,7 +201,13 @@ def _open_fits(file: BinaryIO) -> Frames:
     sizes = [size for hdu in images for size in _same(hdu.shape[-2:], math.prod(hdu.shape[:-2]))]
 
     def read() -> tuple[list[np.ndarray], Range | None]:
-        return _supported([frame for hdu in images for frame in hdu.data.reshape(-1, *hdu.shape[-2:])])
+        arrays = [hdu.data for hdu in images]
+        if len({array.dtype for array in arrays}) > 1:  # such as an image and its mask
+            planes = (f"{hdu.name} {array.dtype.name}".strip() for hdu, array in zip(images, arrays, strict=True))
+            raise Refusal(
+                f"holds planes of several types ({', '.join(planes)}); write those of the image to a new file"
+            )
+        return _supported([frame for array in arrays for frame in array.reshape(-1, *array.shape[-2:])])
 
     return Frames(sizes, read)
 

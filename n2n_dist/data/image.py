@@ -244,8 +244,14 @@ def write_frames(path: Path, frames: Sequence[np.ndarray]) -> None:
 
 
 def _encode_npy(array: np.ndarray) -> bytes:
+    return b"".join((_npy_start(array.shape, array.dtype), array.tobytes()))
+
+
+@functools.lru_cache(maxsize=64)  # as of `_npy_header`
+def _npy_start(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array))
+    layout = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, layout)
     return buffer.getvalue()
 
 

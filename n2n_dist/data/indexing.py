@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from n2n_dist.data.image import NPY_HEADER, Image, decode, npy_stand_in
-from n2n_dist.data.shard import FORMAT, INDEX, MEMBERS, Member, Sample, Shard, check_tar, read_index, reindex
+from n2n_dist.data.members import MEMBERS, Member, Sample, reindex
+from n2n_dist.data.shard import FORMAT, INDEX, Shard, check_tar, read_index
 from n2n_dist.errors import Refusal
 
 IMAGE_EXTENSIONS = ("npy", "png", "webp", "tif", "tiff", "jpg", "jpeg")
@@ -59,7 +60,7 @@ def index_tar(tar: Path, black: float | None = None, white: float | None = None,
     if not samples:
         raise Refusal(f"{tar}: no sample in it; remove it or build it again")
     members = tar.with_suffix(MEMBERS)
-    write_json(members, [asdict(sample) for sample in samples])
+    write_json(members, samples)
     return Shard(
         name=tar.name,
         samples=len(samples),
@@ -76,7 +77,7 @@ def index_tar(tar: Path, black: float | None = None, white: float | None = None,
 
 def write_list(folder: Path, shards: Sequence[Shard]) -> None:
     """Write the `index.json` of a folder."""
-    write_json(folder / INDEX, {"format": FORMAT, "shards": [asdict(shard) for shard in shards]})
+    write_json(folder / INDEX, {"format": FORMAT, "shards": shards})
 
 
 def verify(folder: Path) -> None:
@@ -104,10 +105,21 @@ def differing(folder: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file that is there as a whole or not at all."""
+    """Write a file that is there as a whole or not at all, also after a loss of power; dataclasses as mappings."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # others may write the same
-    temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    temporary.write_text(json.dumps(content, separators=(",", ":"), default=vars) + "\n")
+    sync(temporary)
     temporary.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _scan(tar: Path, black: float | None, white: float | None) -> Iterator[Sample]:

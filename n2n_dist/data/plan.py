@@ -126,7 +126,7 @@ def make_plan(source: Path, partial: Path, options: Options) -> Plan:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"key": key, **asdict(plan)})
+        write_json(path, {"key": key, **vars(plan)})
     except OSError as error:
         raise Refusal(f"{partial}: cannot be written ({error.strerror or error}); choose another folder") from None
     return plan

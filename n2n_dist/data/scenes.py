@@ -70,6 +70,11 @@ class Scene:
     """Height and width in pixels."""
     clean: Frame | None = None
 
+    @property
+    def frames(self) -> list[Frame]:
+        """The captures and, last, the clean reference."""
+        return [*self.captures, *([self.clean] if self.clean else [])]
+
 
 @dataclass
 class Found:

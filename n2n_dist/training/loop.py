@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -75,14 +76,15 @@ def train(config: Config, dry_run: bool = False) -> None:
     if not dry_run:
         interrupt.remove_marker(run_dir)
     try:
-        _train(config, run_dir, dry_run)
+        with contextlib.ExitStack() as at_end:
+            _train(config, run_dir, dry_run, at_end)
     except Exception as error:
         if not dry_run:
             write_error_file(run_dir, error)
         raise
 
 
-def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
+def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.ExitStack) -> None:
     # processes, data and batch arithmetic: refused before anything large is allocated
     plan = plan_batch(config.data.batch, config.train.micro_batch)
     dtype = autocast_type(config.train.precision)
@@ -131,6 +133,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
     places = RankOrder(order, progress.samples_seen, backend.rank, backend.world_size, plan.micro_batch)
     loader = make_loader(dataset, places, config.data.workers, backend.device)
     prefetcher = Prefetcher(index, order, progress.samples_seen, backend.machine_slots)
+    at_end.callback(prefetcher.stopped.set)
     if index.remote and backend.local_rank == 0 and not dry_run:
         prefetcher.start()  # after the loader: its workers are forked, and a fork should copy no lock that is held
     gone: list[Refusal] = []
@@ -184,7 +187,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
         if measured is None:
             return True
         scores, strips = measured
-        curves = {f"validation/{name}": value for name, value in scores.items()}
+        curves = {f"validation/{name.removeprefix('validation/')}": value for name, value in scores.items()}
         tracker.scalars(progress.step, curves)
         tracker.settings(config.identity(), [name for name in curves if "noisy" not in name])
         tracker.strips(progress.step, strips)
@@ -256,7 +259,6 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
                 stopping = any(backend.agree(None, interrupt.received()))  # a signal meanwhile needs no other save
             window = Window()
 
-    prefetcher.stopped.set()
     stopped = stopping and (progress.step < config.train.steps or progress.owes_validation)
     continuable = stopped and not (backend.zero and progress.step)
     if not continuable:

@@ -1,9 +1,14 @@
+import json
+import os
+import stat
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +16,14 @@ import webdataset
 from images import random_pixels
 from processes import ROOT
 
+from n2n_dist.data import cut
 from n2n_dist.data.build import build, merge
-from n2n_dist.data.image import write_frames, write_image
+from n2n_dist.data.image import Image, write_frames, write_image
 from n2n_dist.data.indexing import verify
-from n2n_dist.data.plan import SHARDS, VALIDATION, Options
+from n2n_dist.data.members import read_pixels
+from n2n_dist.data.plan import SHARDS, VALIDATION, Options, read_plan
 from n2n_dist.data.scenes import Grouping
-from n2n_dist.data.shard import Index, read_pixels
+from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 
 
@@ -245,37 +252,163 @@ def test_a_tar_holds_tiles_of_many_images(tmp_path: Path, photos: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from n2n_dist.data import build as module
+from n2n_dist.data import build, cut, tar
 from n2n_dist.data.plan import Options
-names, allowed = ("write_json", "index_tar", "encode"), int(sys.argv[3])
+
+source, folder = map(Path, sys.argv[1:])
+options = Options(tile=16, shard_samples=2, holdout=2)
+calls = last = 0
+
 def counted(function):
     def call(*arguments, **named):
-        global allowed
-        allowed -= 1
-        if allowed < 0:
+        global calls
+        if calls == last:
             os.kill(os.getpid(), 9)
+        calls += 1
         return function(*arguments, **named)
     return call
-for name in names:
-    setattr(module, name, counted(getattr(module, name)))
-module.build(Path(sys.argv[1]), Path(sys.argv[2]), Options(tile=16, shard_samples=2, holdout=2), warn=lambda line: None)
+
+os.fsync = lambda descriptor: None  # a kill loses nothing that was written
+Path.replace, Path.rename = counted(Path.replace), counted(Path.rename)
+cut.encode, tar.TarWriter.finish = counted(cut.encode), counted(tar.TarWriter.finish)
+build.index_tar, build.sync, build._clean_up = map(counted, (build.index_tar, build.sync, build._clean_up))
+
+def killed(at, to):
+    global last
+    last = at
+    child = os.fork()
+    if not child:
+        build.build(source, to, options, warn=lambda line: None)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 9
+
+last = 10**9
+build.build(source, folder / "counted", options, warn=lambda line: None)
+calls, total = 0, calls
+points = [*range(0, total - 6, 17), *range(total - 6, total)]
+for number, at in enumerate(points):
+    assert killed(at, folder / f"{number}"), at
+assert not killed(total, folder / "not-killed")
+print(total)
 """
 
 
-def test_a_killed_build_goes_on_and_redoes_no_finished_group(tmp_path: Path, photos: Path) -> None:
+def test_a_build_killed_anywhere_goes_on_and_gives_the_same_bytes(tmp_path: Path, photos: Path) -> None:
     build(photos, tmp_path / "whole", Options(**SMALL), warn=silent)
-    finished: dict[str, int] = {}
-    for allowed in (0, 3, 40, 80, 60):
-        command = [sys.executable, "-c", KILLED, str(photos), str(tmp_path / "out"), str(allowed)]
-        assert subprocess.run(command).returncode == -9
-        assert not (tmp_path / "out").exists()
-        markers = (tmp_path / "out.partial" / "building").glob("group-*.json")
-        now = {path.name: path.stat().st_mtime_ns for path in markers}
-        assert now.items() >= finished.items()
-        finished = now
-    assert finished
+    (tmp_path / "out").mkdir()
+    subprocess.run([sys.executable, "-c", KILLED, str(photos), str(tmp_path / "out")], check=True)
+    whole = tree(tmp_path / "whole")
+    folders = [path for path in (tmp_path / "out").iterdir() if path.name.removesuffix(".partial").isdecimal()]
+    named = [folder for folder in folders if folder.suffix != ".partial"]
+    kept = 0
+    for partial in folders:
+        if partial in named:
+            continue
+        destination = partial.with_suffix("")
+        finished = {}
+        planned = (partial / "building" / "plan.json").is_file()
+        for group in read_plan(partial).groups if planned else []:
+            if (marker := partial / "building" / f"group-{group.number:06d}.json").is_file():
+                names = [Path(group.folder) / shard["name"] for shard in json.loads(marker.read_text())["shards"]]
+                finished |= {name: (partial / name).stat().st_mtime_ns for name in names}
+        kept += len(finished)
+        build(photos, destination, Options(**SMALL), warn=silent)
+        assert tree(destination) == whole
+        assert all((destination / name).stat().st_mtime_ns == time for name, time in finished.items())
+    assert kept > SHARDS
+    assert 0 < len(named) < len(folders)
+    for destination in named:  # killed after it got its name
+        assert len(Index([destination])) == len(Index([tmp_path / "whole"]))
+        verify(destination)
+        with pytest.raises(Refusal, match="exists already"):
+            build(photos, destination, Options(**SMALL), warn=silent)
+        assert tree(destination) == whole
+
+
+def test_a_folder_that_is_called_building_is_left_alone(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "out" / "building").mkdir(parents=True)
+    (tmp_path / "out" / "building" / "plan.json").write_text("precious")
+    with pytest.raises(Refusal, match="exists already"):
+        build(photos, tmp_path / "out", Options(**SMALL))
+    assert (tmp_path / "out" / "building" / "plan.json").read_text() == "precious"
+
+
+def test_tars_are_on_the_disk_before_they_are_said_to_be_there(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk: set[tuple[int, int]] = set()
+    fsync, replace = os.fsync, Path.replace
+    checked = 0
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        about = os.fstat(descriptor)
+        on_disk.add((about.st_ino, about.st_size if stat.S_ISREG(about.st_mode) else -1))
+
+    def replaced(path: Path, target: Path) -> Path:
+        nonlocal checked
+        if target.name.startswith("group-"):
+            folder = target.parent.parent
+            record = json.loads(path.read_text())
+            for shard in record["shards"]:
+                (found,) = [tar for tar in folder.rglob(shard["name"]) if tar.stat().st_size == shard["bytes"]][:1]
+                for file in (found, found.with_suffix(".index.json"), path):
+                    assert (file.stat().st_ino, file.stat().st_size) in on_disk
+                assert (found.parent.stat().st_ino, -1) in on_disk
+                checked += 1
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "replace", replaced)
     build(photos, tmp_path / "out", Options(**SMALL), warn=silent)
-    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert checked > SHARDS
+
+
+def test_bad_files_of_finished_groups_are_named_again(tmp_path: Path, photos: Path) -> None:
+    said: list[list[str]] = [[], []]
+    for lines in said:
+        build(photos, tmp_path / "out", Options(**SMALL), part=(1, 1), warn=lines.append)
+    assert said[0] == said[1]
+    assert str(photos / "05.png") in said[0][0]
+
+
+def test_a_reason_is_given_once_with_the_number_of_files(tmp_path: Path) -> None:
+    for number in range(12):
+        write_image(tmp_path / "in" / f"{number:02d}.tif", random_pixels((20, 20, 1), np.float32, number))
+    said: list[str] = []
+    with pytest.raises(Refusal, match="no usable image"):
+        build(tmp_path / "in", tmp_path / "out", Options(max_bad=1), warn=said.append)
+    assert len(said) == 2
+    assert said[0].startswith(f"skipped: {tmp_path / 'in'}")
+    assert "--white" in said[0]
+    assert ": 11 more, " in said[1]
+
+
+def test_a_file_of_many_scenes_is_read_once_by_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_frames(tmp_path / "in" / "a.tif", [random_pixels((20, 24, 1), np.uint16, n) for n in range(30)])
+    read: list[Path] = []
+    frames = cut.read_frames
+
+    def slow(path: Path, *arguments: Any) -> list[Image]:
+        read.append(path)
+        time.sleep(0.05)
+        return frames(path, *arguments)
+
+    monkeypatch.setattr(cut, "read_frames", slow)
+    report = build(tmp_path / "in", tmp_path / "out", Options(), jobs=4)
+    assert (report.scenes, len(read)) == (30, 1)
+
+
+def test_jobs_read_images_at_the_same_time(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(3, timeout=30)
+    frames = cut.read_frames
+
+    def wait(*arguments: Any) -> list[Image]:
+        together.wait()  # twelve files: four times three
+        return frames(*arguments)
+
+    monkeypatch.setattr(cut, "read_frames", wait)
+    assert build(photos, tmp_path / "out", Options(), jobs=3, warn=silent).scenes == 11
 
 
 def test_other_files_beside_the_images_do_not_matter(tmp_path: Path, photos: Path) -> None:
@@ -292,28 +425,6 @@ def test_parts_that_run_at_once_do_not_disturb_each_other(tmp_path: Path, photos
     assert [part.wait() for part in parts] == [0] * 4
     merge(tmp_path / "out")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_workers_end_with_a_build_that_is_killed(tmp_path: Path, photos: Path) -> None:
-    command = [
-        sys.executable,
-        "shards/build.py",
-        photos,
-        tmp_path / "out",
-        "--tile=16",
-        "--shard-samples=2",
-        "--jobs=2",
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        while len(workers := children.read_text().split()) < 3:  # two, and the tracker of their resources
-            time.sleep(0.05)
-        process.kill()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 def test_an_unfinished_build_of_something_else_is_refused(tmp_path: Path, photos: Path) -> None:

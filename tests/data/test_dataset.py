@@ -23,10 +23,11 @@ from n2n_dist.data.dataset import (
 from n2n_dist.data.image import encode, write_image
 from n2n_dist.data.indexing import write_index
 from n2n_dist.data.loader import make_loader
+from n2n_dist.data.members import read_pixels
 from n2n_dist.data.order import Order
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping
-from n2n_dist.data.shard import Index, read_pixels
+from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.noise import keys
 

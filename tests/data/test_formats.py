@@ -196,6 +196,15 @@ def test_images_and_cubes_of_fits_are_frames(dtype: type) -> None:
     assert (range_ is None) == (dtype == np.float32)
 
 
+def test_planes_of_several_types_in_a_fits_are_named() -> None:
+    science, mask = np.zeros((4, 5), np.float32), np.zeros((4, 5), np.int16)
+    buffer = io.BytesIO()
+    planes = [fits.ImageHDU(science, name="SCI"), fits.ImageHDU(mask, name="DQ")]
+    fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(buffer)
+    with pytest.raises(Refusal, match=r"several types \(SCI float32, DQ int16\); write"):
+        opened(buffer.getvalue(), ".fits")
+
+
 def test_compressed_fits() -> None:
     image = random_pixels((32, 32), np.uint16) // 256
     (frame,), _ = opened(fits_file(image, compressed=True), ".fits")

@@ -17,7 +17,8 @@ from tars import png, read_whole, write_tar
 
 from n2n_dist.data.image import encode, write_image
 from n2n_dist.data.indexing import verify, write_index
-from n2n_dist.data.shard import Index, read_pixels
+from n2n_dist.data.members import read_pixels
+from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 
 

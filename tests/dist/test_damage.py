@@ -64,7 +64,7 @@ def test_ranks_and_workers_replace_alike(folder: Path, alone: processes.Finished
     for what in ("sample", "sample of data.validation validation"):
         assert replaced(finished, what) == replaced(alone, what)
     there, here = processes.curves(folder / "alone"), processes.curves(folder / name)
-    assert here["validation/validation/noisy_psnr"] == pytest.approx(there["validation/validation/noisy_psnr"])
+    assert here["validation/noisy_psnr"] == pytest.approx(there["validation/noisy_psnr"])
 
 
 def test_every_damaged_sample_is_named_in_an_epoch(folder: Path, alone: processes.Finished) -> None:

@@ -1,13 +1,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import processes
 import pytest
 
 from n2n_dist.config import load
 from n2n_dist.data.indexing import write_index
+from n2n_dist.data.prefetch import Prefetcher
+from n2n_dist.errors import Refusal
 from n2n_dist.model.weights import load_model
+from n2n_dist.training import loop
 from n2n_dist.training.loop import train
 
 STEPS = 4
@@ -46,6 +50,37 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
         f"next: python launch/denoise.py --run {run_dir} ",
     ):
         assert line in said
+
+
+def test_a_single_validation_set_has_its_curves_once_in_the_name(
+    finished: tuple[Path, str], interrupted_run: Path
+) -> None:
+    names = {name for name in processes.curves(finished[0]) if name.startswith("validation")}
+    assert {"validation/psnr", "validation/noisy_psnr"} <= names
+    assert all(name.count("validation") == 1 for name in names)
+    assert {"validation/demo/psnr", "validation/again/psnr"} <= processes.curves(interrupted_run).keys()
+
+
+def test_a_refused_run_stops_what_it_reads_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Prefetcher] = []
+
+    class Noted(Prefetcher):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    def refuse(*arguments: object) -> None:
+        assert not made[0].stopped.is_set()
+        raise Refusal("no more")
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(loop, "Prefetcher", Noted)
+    monkeypatch.setattr(loop, "check_finite", refuse)
+    monkeypatch.chdir(processes.ROOT)
+    settings = [f"run.dir={tmp_path / 'run'}", "train.steps=1", "train.threads=2"]
+    with pytest.raises(Refusal, match="no more"):
+        train(load(Path("configs/demo.yaml"), [*processes.TINY[1:], *settings]))
+    assert made[0].stopped.is_set()
 
 
 def test_a_run_continued_in_one_process_ends_with_the_same_bits(interrupted_run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Speed of building shards, against decoding and encoding alone, and with several jobs against one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from n2n_dist.benchmark.encodings import tiles_of
+from n2n_dist.data.build import build
+from n2n_dist.data.cut import Sample, SourceFile, cut
+from n2n_dist.data.image import find_images, read_image, write_image
+from n2n_dist.data.plan import Options
+from n2n_dist.data.scenes import Grouping, find_scenes
+from n2n_dist.data.shard import Index
+from n2n_dist.errors import Refusal
+
+IMAGES = 16
+"""Photographs that are used of a folder: the largest ones."""
+COPIES = 4
+"""Times that every photograph is built: else the start of Python would weigh in."""
+
+
+def building(images: Path | None, rounds: int) -> None:
+    """Build shards in one job, against doing no more than is needed, and in a process of two jobs against one of one.
+
+    The first is processor time, which others on the machine hardly change; the second is the clock's, on the cores
+    that this process may use.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder, source = Path(name), Path(name) / "photographs"
+        write_photographs(images, source)
+        for path in sorted(source.iterdir()):
+            for number in range(1, COPIES):
+                os.link(path, source / f"{path.stem}-{number}.png")
+        scenes = find_scenes(source, Grouping()).scenes
+        decoding, digesting, jobs = [], [], []
+        for _ in range(rounds):
+            alone = needed = 0.0
+            for scene in scenes:
+                start = time.process_time()
+                samples = cut([SourceFile(source / scene.name, Options())], 0, scene)
+                middle = time.process_time()
+                _digest_and_write(samples, folder / "tiles")
+                alone, needed = alone + middle - start, needed + time.process_time() - middle
+            start = time.process_time()
+            build(source, folder / "built", Options())
+            built = time.process_time() - start
+            shutil.rmtree(folder / "built")
+            (folder / "tiles").unlink()
+            decoding.append(alone / built)
+            digesting.append((alone + needed) / built)
+            jobs.append(_time_of_jobs(source, folder / "built", 1) / _time_of_jobs(source, folder / "built", 2))
+    print(f"  decode + encode / building: {_spread(decoding)}, wanted 0.9")
+    print(f"  decode + encode + sha256 + write / building: {_spread(digesting)}")
+    cores = len(os.sched_getaffinity(0))
+    print(f"  building, speed of 2 jobs / 1 job on {cores} cores: {_spread(jobs)}, wanted {1.6 if cores > 1 else 1}")
+
+
+def _digest_and_write(samples: list[Sample] | str, path: Path) -> None:
+    assert not isinstance(samples, str), samples
+    digest = hashlib.sha256()
+    with path.open("ab") as file:
+        for members in samples:
+            for _, content in members:
+                digest.update(content)
+                file.write(content)
+
+
+def _time_of_jobs(source: Path, destination: Path, jobs: int) -> float:
+    start = time.perf_counter()
+    command = [sys.executable, "shards/build.py", str(source), str(destination), "--jobs", str(jobs)]
+    subprocess.run(command, check=True, capture_output=True)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(destination)
+    return seconds
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def write_photographs(images: Path | None, folder: Path) -> int:
+    """Write the largest photographs of a folder, or mosaics of the demo tiles, as PNG files; return how many.
+
+    Raises:
+        Refusal: the folder has none that are large enough.
+
+    """
+    if images is None:
+        tiles = tiles_of(Index([Path("shards/demo/train")]))
+        for seed in range(4):
+            order = np.random.default_rng(seed).permutation(64)
+            rows = [np.concatenate([tiles[n] for n in order[start : start + 8]], 1) for start in range(0, 64, 8)]
+            write_image(folder / f"{seed}.png", np.concatenate(rows))
+        return 4
+    count = 0
+    for path in sorted(find_images(images), key=lambda path: -path.stat().st_size):
+        pixels = read_image(path).pixels
+        if pixels.dtype == np.uint8 and pixels.shape[2] == 3 and min(pixels.shape[:2]) >= 256:
+            write_image(folder / f"{count:02d}.png", pixels)
+            count += 1
+        if count == IMAGES:
+            break
+    if not count:
+        raise Refusal(f"--images {images}: no 8-bit RGB image of 256x256 or more in it")
+    return count

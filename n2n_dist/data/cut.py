@@ -1,0 +1,95 @@
+"""Cut a scene into tiles, each the members of one sample of a shard."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from n2n_dist.data.image import Image, encode, read_frames
+from n2n_dist.data.plan import Options, origins
+from n2n_dist.data.scenes import Scene
+from n2n_dist.errors import Refusal
+
+Sample = list[tuple[str, bytes]]
+"""Name and content of every member of a sample, in the order in which they stand in a tar."""
+
+
+@dataclass
+class SourceFile:
+    """An image file that is read once for all scenes that it holds, by the first thread that needs it."""
+
+    path: Path
+    options: Options
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._frames: list[Image] | Refusal | None = None
+
+    def frames(self) -> list[Image]:
+        """Return all frames.
+
+        Raises:
+            Refusal: as of `read_frames`.
+
+        """
+        with self._lock:
+            if self._frames is None:
+                try:
+                    self._frames = read_frames(self.path, self.options.black, self.options.white)
+                except Refusal as refusal:
+                    self._frames = refusal
+        if isinstance(self._frames, Refusal):
+            raise Refusal(str(self._frames))
+        return self._frames
+
+
+def cut(files: Sequence[SourceFile], number: int, scene: Scene) -> list[Sample] | str:
+    """Return the tiles of scene `number`, whose frames are in `files`, or, if it cannot be read, why."""
+    options = files[0].options
+    try:
+        images = _read_scene(files, scene)
+        names = [*map(str, range(len(scene.captures))), *(["clean"] if scene.clean else [])]
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", scene.name.rpartition(".")[0] or scene.name)[-48:].strip("-")
+        samples = []
+        for top in origins(scene.size[0], options.tile):
+            for left in origins(scene.size[1], options.tile):
+                about = {
+                    "source": scene.captures[0].file,
+                    "scene": scene.name,
+                    "top": top,
+                    "left": left,
+                    "black": images[0].black,
+                    "white": images[0].white,
+                    "bit_depth": images[0].pixels.dtype.itemsize * 8,
+                }
+                key = f"{number:06d}-{slug}-{top:05d}-{left:05d}"
+                sample = [(f"{key}.json", json.dumps(about, sort_keys=True).encode())]
+                for name, image in zip(names, images, strict=True):
+                    pixels = image.pixels[top : top + options.tile, left : left + options.tile]
+                    sample.append((f"{key}.{name}.{options.encoding}", encode(pixels, f".{options.encoding}")))
+                samples.append(sorted(sample))
+    except Refusal as refusal:
+        return str(refusal)
+    return samples
+
+
+def _read_scene(files: Sequence[SourceFile], scene: Scene) -> list[Image]:
+    """Read the captures of a scene and, last, its clean reference, which must agree."""
+    images = [file.frames()[frame.number] for file, frame in zip(files, scene.frames, strict=True)]
+    for file, image in zip(files, images, strict=True):
+        found, first = image.pixels, images[0].pixels
+        if found.shape != first.shape or found.dtype != first.dtype or found.shape[:2] != scene.size:
+            raise Refusal(
+                f"{file.path} is {found.shape} {found.dtype}, but {files[0].path} of the same scene is {first.shape} "
+                f"{first.dtype}; captures of a scene must agree"
+            )
+        if (image.black, image.white) != (images[0].black, images[0].white):
+            raise Refusal(
+                f"{file.path} ranges from {image.black:g} to {image.white:g}, but {files[0].path} from "
+                f"{images[0].black:g} to {images[0].white:g}; give --black and --white"
+            )
+    return images

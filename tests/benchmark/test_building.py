@@ -1,0 +1,25 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from n2n_dist.benchmark.building import building, write_photographs
+from n2n_dist.errors import Refusal
+
+
+def test_ratios_of_building_are_printed(write_images: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    building(write_images("a.png", "b.png", size=(300, 280, 3)), rounds=1)
+    lines = capsys.readouterr().out.splitlines()
+    names = ("decode + encode / building", "decode + encode + sha256 + write / building", "building, speed of 2 jobs")
+    assert len(lines) == len(names)
+    for line, name in zip(lines, names, strict=True):
+        found = re.search(r": ([0-9.]+) \(", line)
+        assert line.strip().startswith(name)
+        assert found is not None
+        assert 0 < float(found[1]) < 20
+
+
+def test_a_folder_without_large_photographs_is_refused(write_images: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="no 8-bit RGB image of 256x256"):
+        write_photographs(write_images("a.png", size=(100, 300, 3)), tmp_path / "photographs")
