@@ -7,7 +7,8 @@ import torch
 from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.training.backend import Backend
-from n2n_dist.training.checkpoint import Checkpoints, CheckpointSettings, Progress
+from n2n_dist.training.checkpoint import Checkpoints, CheckpointSettings
+from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.optim import OptimSettings, make_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -41,7 +42,12 @@ def parts() -> tuple[ResUNet, ResUNet, torch.optim.AdamW]:
 
 @pytest.fixture
 def checkpoints(tmp_path: Path, backend: Backend) -> Checkpoints:
-    return Checkpoints(tmp_path / "checkpoints", CheckpointSettings(keep=3), backend)
+    return Checkpoints(tmp_path, CheckpointSettings(keep=3), backend)
+
+
+def write(checkpoints: Checkpoints, *what: object) -> None:
+    checkpoints.save(*what)
+    checkpoints.finish()
 
 
 def names(checkpoints: Checkpoints) -> list[str]:
@@ -60,18 +66,19 @@ def flip_a_byte(path: Path) -> None:
 
 def test_what_is_saved_comes_back_bit_by_bit(checkpoints: Checkpoints, parts: tuple) -> None:
     model, ema, optimizer = parts
-    checkpoints.save(model, ema, optimizer, progress(7))
+    write(checkpoints, model, ema, optimizer, progress(7))
     path, found = checkpoints.newest(warn=pytest.fail)
     assert found == progress(7)
     assert path.name == "step-00000007"
 
     other, other_ema = network(10), network(11)
     other_optimizer = make_optimizer(other, OptimSettings())
-    checkpoints.load(path, other, other_ema, other_optimizer)
+    checkpoints.load(path, other, other_ema, other_optimizer, found)
     for saved, loaded in ((model, other), (ema, other_ema)):
         for name, tensor in saved.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
     for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        optimizer.state[p]["step"].fill_(7)  # that of the checkpoint
         assert optimizer.state[p].keys() == other_optimizer.state[q].keys()
         for key, value in optimizer.state[p].items():
             assert torch.equal(other_optimizer.state[q][key], value), (name, key)
@@ -83,31 +90,31 @@ def test_no_checkpoint_is_no_error(checkpoints: Checkpoints) -> None:
 
 def test_the_newest_are_kept(checkpoints: Checkpoints, parts: tuple) -> None:
     for step in (1, 2, 9, 10, 100):
-        checkpoints.save(*parts, progress(step))
+        write(checkpoints, *parts, progress(step))
     assert names(checkpoints) == ["step-00000009", "step-00000010", "step-00000100"]
     assert checkpoints.newest(warn=pytest.fail)[1].step == 100
 
 
 def test_a_step_that_is_saved_again_replaces_the_old_one(checkpoints: Checkpoints, parts: tuple) -> None:
-    checkpoints.save(*parts, progress(5))
-    checkpoints.save(*trained(20), progress(5))
-    path, _ = checkpoints.newest(warn=pytest.fail)
+    write(checkpoints, *parts, progress(5))
+    write(checkpoints, *trained(20), progress(5))
+    path, found = checkpoints.newest(warn=pytest.fail)
     assert names(checkpoints) == ["step-00000005"]
     other = trained(30)
-    checkpoints.load(path, *other)
+    checkpoints.load(path, *other, found)
     assert torch.equal(other[0].exit.weight, trained(20)[0].exit.weight)
 
 
 def test_an_unfinished_one_is_ignored_and_written_over(checkpoints: Checkpoints, parts: tuple) -> None:
-    checkpoints.save(*parts, progress(4))
-    checkpoints.save(*parts, progress(6))
+    write(checkpoints, *parts, progress(4))
+    write(checkpoints, *parts, progress(6))
     (checkpoints.folder / "step-00000006" / "manifest.json").unlink()  # the last file to be written
     leftover = checkpoints.folder / "step-00000008.tmp"
     leftover.mkdir()
     (leftover / "__0_0.distcp").write_bytes(b"half")
     (leftover / "__7_0.distcp").write_bytes(b"of a larger world")
     assert checkpoints.newest(warn=pytest.fail)[1].step == 4
-    checkpoints.save(*parts, progress(8))
+    write(checkpoints, *parts, progress(8))
     path, found = checkpoints.newest(warn=pytest.fail)
     assert found.step == 8
     assert not (path / "__7_0.distcp").exists()
@@ -127,8 +134,8 @@ def test_an_unfinished_one_is_ignored_and_written_over(checkpoints: Checkpoints,
 def test_a_damaged_one_is_set_aside_loudly_and_the_one_before_used(
     checkpoints: Checkpoints, parts: tuple, damage: str
 ) -> None:
-    checkpoints.save(*parts, progress(4))
-    checkpoints.save(*parts, progress(6))
+    write(checkpoints, *parts, progress(4))
+    write(checkpoints, *parts, progress(6))
     newest = checkpoints.folder / "step-00000006"
     manifest = newest / "manifest.json"
     match damage:
@@ -156,7 +163,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_until_someone_looks(
     checkpoints: Checkpoints, parts: tuple
 ) -> None:
     for step in (4, 6):
-        checkpoints.save(*parts, progress(step))
+        write(checkpoints, *parts, progress(step))
         flip_a_byte(largest_file(checkpoints.folder / f"step-{step:08d}"))
     said: list[str] = []
     for _ in range(2):  # a job that is requeued must not begin anew over the weights that are there
@@ -166,20 +173,20 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_until_someone_looks(
 
 
 def test_one_of_another_version_is_refused_and_left_alone(checkpoints: Checkpoints, parts: tuple) -> None:
-    checkpoints.save(*parts, progress(4))
+    write(checkpoints, *parts, progress(4))
     manifest = checkpoints.folder / "step-00000004" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 99'))
     with pytest.raises(Refusal, match="written by another version of n2n_dist; continue it with that, or"):
         checkpoints.newest(warn=pytest.fail)
     assert names(checkpoints) == ["step-00000004"]
 
 
 def test_one_of_another_network_is_refused(checkpoints: Checkpoints, parts: tuple) -> None:
-    checkpoints.save(*parts, progress(4))
+    write(checkpoints, *parts, progress(4))
     wide = network(0, width=16)
-    path, _ = checkpoints.newest(warn=pytest.fail)
+    path, found = checkpoints.newest(warn=pytest.fail)
     with pytest.raises(Refusal, match="does not fit this network"):
-        checkpoints.load(path, wide, network(1, width=16), make_optimizer(wide, OptimSettings()))
+        checkpoints.load(path, wide, network(1, width=16), make_optimizer(wide, OptimSettings()), found)
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"minutes": 0.0}, {"minutes": float("nan")}, {"keep": 1}])
