@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ def started(
         world: processes; 0: one that no launcher started.
         zero: stage of DeepSpeed's ZeRO; 0: none.
         pairs: folder for the digests of all pairs that a training run sees.
-        kill_at: position in the run at which every rank is killed.
+        kill_at: position in the run at which every rank is killed, when its last checkpoint is written.
         hold: where the ranks wait for the test.
         variables: of the environment, on top of a launcher's.
 
@@ -269,6 +270,9 @@ def _watch_pairs(folder: Path | None, kill_at: int | None) -> None:
     def noisy_pair(batch: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, targets = make(batch, *arguments)
         if kill_at is not None and batch.positions.max() >= kill_at:
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":  # the last one is to be whole
+                    thread.join()
             os.kill(os.getpid(), signal.SIGKILL)
         if folder is not None:
             folder.mkdir(exist_ok=True)

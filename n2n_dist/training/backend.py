@@ -144,7 +144,7 @@ class Backend:
         """
         states = {p: optimizer.state.pop(p) for p in list(optimizer.state)} if self.zero else {}
         wrapped = self.accelerator.prepare(model, optimizer)
-        if states:
+        if self.zero:
             zero.scatter_moments(wrapped[1].optimizer, states)
         if self.name == "DDP":
             # DDP orders its buckets anew after the first backward pass. That one is thrown away, so that a continued

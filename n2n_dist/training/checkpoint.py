@@ -70,6 +70,7 @@ class Checkpoints:
         self._buffers: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._crash: BaseException | None = None
+        self._finishing = False
         self._progress: Progress | None = None
         """The caller's, of the save under way."""
         self._best: tuple[float | None, int] = (None, 0)
@@ -104,7 +105,7 @@ class Checkpoints:
         copied = torch.cuda.Event() if self.backend.device.type == "cuda" else None
         if copied:
             copied.record()
-        self._progress = progress
+        self._progress, self._finishing = progress, False
         self._thread = threading.Thread(target=self._run, args=(share, replace(progress), copied), name="checkpoint")
         self._thread.start()
 
@@ -131,6 +132,7 @@ class Checkpoints:
             Failure: on all ranks, if it failed.
 
         """
+        self._finishing = True
         self.wait()
         if self.failure:
             raise self.failure
@@ -203,7 +205,7 @@ class Checkpoints:
             self._write(share, progress)
         except OSError as error:
             self.failure = self._describe(progress, error)
-            if self.backend.main:
+            if self.backend.main and not self._finishing:  # which says it otherwise
                 print(f"error: {self.failure}; the next save tries again", file=sys.stderr, flush=True)
         except BaseException as error:  # raised again in the main thread
             self._crash = error
@@ -267,7 +269,7 @@ class Checkpoints:
         path = error.filename or files.step_folder(self.folder, progress.step)
         room = "that folder is gone"
         with contextlib.suppress(OSError):
-            room = f"{shutil.disk_usage(self.folder).free / 2**20:,.0f} MiB are free there"
+            room = f"{shutil.disk_usage(self.folder).free / 2**20:,.1f} MiB are free there"
         last = next(iter(files.committed(self.folder)), None)
         return Failure(
             f"{path}: step {progress.step} could not be saved ({files.reason(error)}; {room}); make room or make the "

@@ -62,19 +62,22 @@ def gather_moments(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
 def scatter_moments(optimizer: Any, states: Mapping[torch.Tensor, Mapping[str, torch.Tensor]]) -> None:
     """Give every rank its part of the moments, and AdamW the number of its steps; nothing is sent.
 
+    A new run needs it too: DeepSpeed links the moments of all groups with their parameters after the first step of the
+    first group, when those of the other groups do not exist yet, and they could not be gathered.
+
     Args:
         optimizer: DeepSpeed's, which wraps AdamW of one flat tensor a group, before its first step.
-        states: AdamW's state of every parameter (`exp_avg`, `exp_avg_sq`, `step`), the same on all ranks.
+        states: AdamW's state of every parameter (`exp_avg`, `exp_avg_sq`, `step`), the same on all ranks; none: zeros.
 
     """
     from deepspeed.utils import safe_set_full_optimizer_state
 
-    steps = next(iter(states.values()))["step"]
+    steps = next(iter(states.values()))["step"] if states else torch.tensor(0.0)
     for group in optimizer.optimizer.param_groups:
         for flat in group["params"]:
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
             optimizer.optimizer.state[flat] = {"step": steps.to(flat.device, copy=True), **moments}
-    optimizer._lazy_init_hp_params_optimizer_state()  # what DeepSpeed does after its first step
+    optimizer._lazy_init_hp_params_optimizer_state()
     for parameter, state in states.items():
         for key in MOMENTS:
             safe_set_full_optimizer_state(parameter, state[key], key)

@@ -35,8 +35,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("loop.noisy_pair", 2, [0], {2, 3}),
         ("loop.noisy_pair", 5, [1], {5, 6}),  # fast steps: the ranks agree with the next save
         ("loop.noisy_pair", 5, [0, 1], {5, 6}),
-        ("checkpoint._sha256", 1, [1], {3}),
-        ("checkpoint._sha256", 1, [0, 1], {3}),
+        ("checkpoint_files.sha256", 1, [1], {4}),  # the validation of step 4 waits for the save of step 3
+        ("checkpoint_files.sha256", 1, [0, 1], {4}),
         ("validation.denoise_tiled", 1, [1], {4}),
         ("validation.denoise_tiled", 1, [0, 1], {4}),
     ],
