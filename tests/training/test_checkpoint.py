@@ -497,12 +497,6 @@ def test_a_run_may_be_killed_at_any_moment_of_a_save(
     assert newest == {3, 4}
 
 
-def test_the_tool_is_this_module(tmp_path: Path) -> None:
-    refused = processes.run("n2n_dist/training/checkpoint.py", tmp_path / "nowhere")
-    assert refused.codes == [2]
-    assert "nowhere: no checkpoints there; give the folder of a run" in refused.err[0]
-
-
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"minutes": 0.0}, {"minutes": float("nan")}, {"keep": 1}])
 def test_values_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(Refusal, match=rf"checkpoint\.{next(iter(wrong))} .*: must be"):
