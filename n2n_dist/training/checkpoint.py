@@ -76,6 +76,16 @@ class Checkpoints:
         self._best: tuple[float | None, int] = (None, 0)
         """PSNR and step of the best validation whose weights are saved."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def staged_bytes(self) -> int:
+        """Memory of this rank's copy of its share, from the first save on."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+
     def save(self, model: nn.Module, ema: nn.Module, optimizer: Any, progress: Progress) -> None:
         """Copy what a checkpoint holds and return; a thread writes and commits it, then removes those beyond `keep`.
 

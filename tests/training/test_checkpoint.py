@@ -218,8 +218,10 @@ def test_training_goes_on_while_a_thread_writes_what_was_there_at_the_save(
         for tensor in (*parts[0].parameters(), parts[2].state[parts[0].exit.weight]["exp_avg"]):
             tensor.zero_()
     assert not checkpoint_files.committed(checkpoints.folder)
+    assert checkpoints.busy
     go.set()
     checkpoints.finish()
+    assert not checkpoints.busy
     other = trained(30)
     checkpoints.load(*one(checkpoints), *other, progress(1))
     for name, tensor in other[0].state_dict().items():
@@ -241,8 +243,7 @@ def test_the_next_save_waits_and_uses_the_same_memory(
     checkpoints.wait()
     assert order == ["step-00000001.tmp", "step-00000002.tmp"]
     assert {name: buffer.data_ptr() for name, buffer in checkpoints._buffers.items()} == buffers
-    staged = sum(buffer.numel() * buffer.element_size() for buffer in checkpoints._buffers.values())
-    assert staged == 16 * sum(parameter.numel() for parameter in parts[0].parameters())
+    assert checkpoints.staged_bytes == 16 * sum(parameter.numel() for parameter in parts[0].parameters())
 
 
 def test_what_stops_the_thread_other_than_its_files_is_raised(
