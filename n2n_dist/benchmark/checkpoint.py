@@ -50,7 +50,7 @@ def checkpoint(rounds: int) -> None:
                 )
                 if done.returncode:
                     raise Refusal(f"accelerate launch of {file}.yaml failed:\n{done.stderr}")
-            print(*(line for line in done.stdout.splitlines() if line.startswith("  ") or network in line), sep="\n")
+            print(done.stdout[done.stdout.index("checkpoint: ") :], end="", flush=True)
 
 
 def measure(name: str, run_dir: Path, rounds: int) -> None:
@@ -112,9 +112,8 @@ def measure(name: str, run_dir: Path, rounds: int) -> None:
         share = 16 * parameters / backend.world_size
         held, beside = middle["held"] / middle["step"], middle["beside"] / middle["step"]
         extra = middle["verify"] + middle["load"]
-        print(
-            f"checkpoint: {name}, {parameters / 1e6:.1f} M parameters, {backend.name}, {backend.world_size} processes"
-        )
+        way = f"{backend.name} x {backend.world_size}"
+        print(f"checkpoint: {name} network, {parameters / 1e6:.1f} M parameters, {way}")
         for key, what, result in (
             ("step", "a step takes", ""),
             ("held", "a save holds the loop for", f": {held:.2f} steps, wanted 1"),

@@ -199,7 +199,7 @@ class Checkpoints:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 device = torch.device("cpu") if self.backend.zero else parameter.device
-                moments = {key: torch.zeros_like(parameter, device=device) for key in MOMENTS}
+                moments = {key: torch.empty_like(parameter, device=device) for key in MOMENTS}
                 steps = torch.tensor(float(progress.step), device=device if group["fused"] else "cpu")
                 optimizer.state[parameter] = {"step": steps, **moments}
         tensors = dict(files.named_tensors(model, ema, lambda p: {key: optimizer.state[p][key] for key in MOMENTS}))
