@@ -90,7 +90,10 @@ class Backend:
         if self.zero:
             stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
             if stage not in (1, 2):
-                raise Refusal(f"zero_stage {stage}: only 1 and 2; a network of this size gains nothing from ZeRO-3")
+                raise Refusal(
+                    f"zero_stage {stage}: only 1 and 2, because networks of this kind fit on one device, and "
+                    "checkpoints need every weight there; use launch/backends/zero2.yaml"
+                )
             # the launch file's zero_stage is read above; beside a configuration in code Accelerate refuses it
             os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
             if not gpu:
