@@ -1,13 +1,14 @@
 """Measure speed and memory on this machine; figures are medians of ratios taken in turns.
 
-    python launch/bench.py --loop --scaling --precision --denoise --data [key=value ...]
+    python launch/bench.py --loop --scaling --precision --denoise --checkpoint --data [key=value ...]
 
---loop       the training loop against a bare forward/backward/step, and the share of time waiting for data
---scaling    images a second of 2 DDP ranks of one thread against 1 (CPU)
---precision  a step with each of bf16, channels_last and compile on and off
---denoise    peak memory of denoising a 24-megapixel image
---data       crops a second of the loader against webdataset and a folder of PNG files, encodings, memory, building,
-             10^8 samples
+--loop        the training loop against a bare forward/backward/step, and the share of time waiting for data
+--scaling     images a second of 2 DDP ranks of one thread against 1 (CPU)
+--precision   a step with each of bf16, channels_last and compile on and off
+--denoise     peak memory of denoising a 24-megapixel image
+--checkpoint  how long a save holds the training and slows it down, memory, digests and loads (CPU, 7 GB of memory)
+--data        crops a second of the loader against webdataset and a folder of PNG files, encodings, memory, building,
+              10^8 samples
 """
 
 import argparse
@@ -19,7 +20,7 @@ from n2n_dist.errors import run_command
 def main() -> None:
     """Parse the command line and run the benchmarks that it names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("loop", "scaling", "precision", "denoise", "data"):
+    for name in ("loop", "scaling", "precision", "denoise", "checkpoint", "data"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison (%(default)s)")
     parser.add_argument("--width", type=int, default=64, help="width of the network (%(default)s)")
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over configs/demo.yaml")
     arguments = parser.parse_intermixed_args()
 
-    from n2n_dist.benchmark import data, training
+    from n2n_dist.benchmark import checkpoint, data, training
 
     if arguments.loop:
         training.loop(arguments.rounds, arguments.settings)
@@ -40,6 +41,8 @@ def main() -> None:
         training.precision(arguments.rounds, arguments.width, arguments.crop, arguments.batch)
     if arguments.denoise:
         training.denoise(arguments.megapixels, arguments.width)
+    if arguments.checkpoint:
+        checkpoint.checkpoint(arguments.rounds)
     if arguments.data:
         data.data(arguments.rounds, arguments.images)
 

@@ -17,7 +17,8 @@ from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ModelSettings
 from n2n_dist.noise.models import MODELS, Gaussian, Poisson
 from n2n_dist.objective import LossSettings, PairSettings
-from n2n_dist.training.checkpoint import CheckpointSettings, describe_differences
+from n2n_dist.training.checkpoint import CheckpointSettings
+from n2n_dist.training.checkpoint_files import describe_differences
 from n2n_dist.training.loop import RunSettings
 from n2n_dist.training.optim import OptimSettings
 from n2n_dist.training.precision import TrainSettings

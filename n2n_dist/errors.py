@@ -17,10 +17,14 @@ class Refusal(Exception):
     """Input or settings that cannot be worked with: names the key or file, the value and the remedy."""
 
 
+class Failure(Refusal):
+    """What the machine could not do, such as write to a full disk: told like a refusal, but the input was good."""
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a script's main function and exit with its code.
 
-    Exit codes: 0 done, 2 a refusal (one clear message, no traceback), 1 anything else.
+    Exit codes: 0 done, 2 a refusal, 1 anything else. A refusal or failure is one clear message without a traceback.
     With several processes a refusal is raised on all of them, and the first one of each machine prints it.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -31,7 +35,7 @@ def run_command(command: Callable[[], None]) -> None:
     except Refusal as refusal:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {refusal}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(refusal, Failure) else 2)
 
 
 def write_error_file(run_dir: Path, error: BaseException) -> None:

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ def started(
     zero: int = 0,
     pairs: Path | None = None,
     kill_at: int | None = None,
+    break_at: int | None = None,
     hold: Hold | None = None,
     variables: dict[str, str] | None = None,
 ) -> Iterator[Running]:
@@ -151,7 +153,8 @@ def started(
         world: processes; 0: one that no launcher started.
         zero: stage of DeepSpeed's ZeRO; 0: none.
         pairs: folder for the digests of all pairs that a training run sees.
-        kill_at: position in the run at which every rank is killed.
+        kill_at: position in the run at which every rank is killed, when its last checkpoint is written.
+        break_at: position in the run at which the gradient, but not the loss, is not finite.
         hold: where the ranks wait for the test.
         variables: of the environment, on top of a launcher's.
 
@@ -163,7 +166,7 @@ def started(
         for rank, output in enumerate(outputs):
             launched = _launched(rank, world, port, zero) if world else {}
             given = launched | (variables or {})
-            arguments_ = (script, [str(a) for a in arguments], given, output, pairs, kill_at, hold)
+            arguments_ = (script, [str(a) for a in arguments], given, output, pairs, kill_at, break_at, hold)
             ranks.append(_server.Process(target=_rank, args=arguments_))
         try:
             with mock.patch.dict(os.environ, WITHOUT_GPU):
@@ -243,6 +246,7 @@ def _rank(
     output: Path,
     pairs: Path | None,
     kill_at: int | None,
+    break_at: int | None,
     hold: Hold | None,
 ) -> None:
     for number, suffix in ((1, ".out"), (2, ".err")):
@@ -254,6 +258,8 @@ def _rank(
     os.environ.update(variables)
     if pairs is not None or kill_at is not None:
         _watch_pairs(pairs, kill_at)
+    if break_at is not None:
+        _break_gradient(break_at)
     if hold is not None:
         _wait_at(hold)
     sys.argv = [script, *arguments]
@@ -269,6 +275,9 @@ def _watch_pairs(folder: Path | None, kill_at: int | None) -> None:
     def noisy_pair(batch: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, targets = make(batch, *arguments)
         if kill_at is not None and batch.positions.max() >= kill_at:
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":  # the last one is to be whole
+                    thread.join()
             os.kill(os.getpid(), signal.SIGKILL)
         if folder is not None:
             folder.mkdir(exist_ok=True)
@@ -279,6 +288,28 @@ def _watch_pairs(folder: Path | None, kill_at: int | None) -> None:
         return inputs, targets
 
     loop.noisy_pair = noisy_pair
+
+
+def _break_gradient(position: int) -> None:
+    """Add nothing to the loss of the micro-batch with this position, but with a slope that is not finite."""
+    from n2n_dist.training import loop
+
+    make, measure = loop.noisy_pair, loop.losses
+    here = False
+
+    def noisy_pair(batch: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal here
+        here = position in batch.positions
+        return make(batch, *arguments)
+
+    def losses(*arguments: Any) -> dict[str, torch.Tensor]:
+        terms = measure(*arguments)
+        if here:
+            nothing = terms["total"] - terms["total"].detach()
+            terms["total"] = terms["total"] + nothing.sqrt()
+        return terms
+
+    loop.noisy_pair, loop.losses = noisy_pair, losses
 
 
 def _wait_at(hold: Hold) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from n2n_dist.errors import Refusal, run_command, write_error_file
+from n2n_dist.errors import Failure, Refusal, run_command, write_error_file
 
 
 def refuse() -> None:
@@ -18,6 +18,16 @@ def test_refusal_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str])
         run_command(refuse)
     assert caught.value.code == 2
     assert capsys.readouterr() == ("", "error: data.batch 10: use a multiple of 4\n")
+
+
+def test_failure_is_one_line_too_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def fall_short() -> None:
+        raise Failure("step 7 could not be saved")
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(fall_short)
+    assert caught.value.code == 1
+    assert capsys.readouterr() == ("", "error: step 7 could not be saved\n")
 
 
 @pytest.mark.parametrize(("rank", "local", "printed"), [("0", "0", True), ("8", "0", True), ("9", "1", False)])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 from pathlib import Path
 
 import safetensors
@@ -17,12 +20,35 @@ BEST = "best.safetensors"
 LAST = "last.safetensors"
 
 
-def save_model(path: Path, model: ResUNet) -> None:
-    """Write weights with the model's settings in the metadata; appears under its name when complete."""
+def save_model(path: Path, model: ResUNet, step: int = 0) -> None:
+    """Write weights, with the model's settings and the step of its training in the metadata.
+
+    They appear under their name when they are complete and on the disk.
+
+    Raises:
+        OSError: they cannot be written.
+
+    """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     temporary = path.with_name(path.name + ".tmp")
-    safetensors.torch.save_file(tensors, temporary, {"n2n_dist": json.dumps(model.metadata())})
-    temporary.replace(path)
+    try:
+        safetensors.torch.save_file(tensors, temporary, {"n2n_dist": json.dumps(model.metadata() | {"step": step})})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(errno.EIO, getattr(error, "strerror", None) or str(error), str(path)) from None
+
+
+def trained_steps(path: Path) -> int | None:
+    """Return the step at which a file's weights were saved, None if there are no such weights."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {})["n2n_dist"])["step"]
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
+        return None
 
 
 def load_model(weights: str | Path, device: torch.device | None = None) -> ResUNet:

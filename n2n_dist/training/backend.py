@@ -1,4 +1,4 @@
-"""Processes and devices. All that differs between one process, DDP and DeepSpeed stands here.
+"""Processes and devices. All that differs between one process, DDP and DeepSpeed stands here and in zero.py.
 
 Accelerate starts and wraps the run; the launch file chooses the backend. Rank and world size are taken from
 torch.distributed: under DeepSpeed on a CPU Accelerate itself says 1.
@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import nn
 
 from n2n_dist.devices import autocast, set_threads, use_gpu
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import Failure, Refusal
+from n2n_dist.training import zero
 
 T = TypeVar("T")
 BUCKET_MB = 4
@@ -79,34 +80,36 @@ class Backend:
         self.plan = plan
         self.clip = clip
         self.dtype = dtype
-        zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+        self.zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
         gpu = use_gpu()
         accumulation = accelerate.utils.GradientAccumulationPlugin(
             num_steps=plan.accumulation, sync_with_dataloader=False
         )
         arguments: dict[str, Any] = {"gradient_accumulation_plugin": accumulation, "mixed_precision": "no"}
         self.name = "single process"
-        if zero:
+        if self.zero:
             stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
             if stage not in (1, 2):
-                raise Refusal(f"zero_stage {stage}: only 1 and 2; a network of this size gains nothing from ZeRO-3")
+                raise Refusal(
+                    f"zero_stage {stage}: only 1 and 2, because networks of this kind fit on one device, and "
+                    "checkpoints need every weight there; use launch/backends/zero2.yaml"
+                )
             # the launch file's zero_stage is read above; beside a configuration in code Accelerate refuses it
             os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
             if not gpu:
                 os.environ["DS_ACCELERATOR"] = "cpu"
-                _skip_shm_compilation()
+                zero.skip_shm_compilation()
             logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
             self.name = f"ZeRO-{stage}"
-            arguments["deepspeed_plugin"] = _DeepSpeedPlugin(hf_ds_config=_deepspeed_config(stage, plan, clip, dtype))
+            arguments["deepspeed_plugin"] = zero.Plugin(hf_ds_config=zero.configuration(stage, plan, clip, dtype))
         elif plan.world_size > 1:
             self.name = "DDP"
             arguments["kwargs_handlers"] = [
                 accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB)
             ]
         # cpu=True would turn a DeepSpeed launch into plain DDP; without it DDP on a CPU gives worlds of one
-        self.accelerator = accelerate.Accelerator(cpu=not gpu and not zero, **arguments)
+        self.accelerator = accelerate.Accelerator(cpu=not gpu and not self.zero, **arguments)
         self.device = self.accelerator.device
-        self.zero = zero
         if self.device.type == "cpu":
             set_threads(threads)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
@@ -138,11 +141,14 @@ class Backend:
 
         Args:
             model: the network, on this rank's device.
-            optimizer: of the model's parameters.
+            optimizer: AdamW of the model's parameters, new or with the state of a checkpoint.
             example: a micro-batch of any images.
 
         """
+        states = {p: optimizer.state.pop(p) for p in list(optimizer.state)} if self.zero else {}
         wrapped = self.accelerator.prepare(model, optimizer)
+        if self.zero:
+            zero.scatter_moments(wrapped[1].optimizer, states)
         if self.name == "DDP":
             # DDP orders its buckets anew after the first backward pass. That one is thrown away, so that a continued
             # run adds gradients up in the same order as an uninterrupted one.
@@ -160,11 +166,25 @@ class Backend:
         self.accelerator.backward(loss)
 
     def step(self, model: nn.Module, optimizer: Any) -> torch.Tensor:
-        """Clip, step, and return the global gradient norm before clipping, the same on every rank."""
+        """Clip, step, and return the global gradient norm before clipping, the same on every rank.
+
+        It is not finite where a gradient is not.
+        """
         norm = self.accelerator.clip_grad_norm_(model.parameters(), self.clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
+        if self.zero and optimizer.step_was_skipped:  # without a word, and on all ranks
+            norm = float("inf")
         return torch.as_tensor(norm, dtype=torch.float32, device=self.device).detach()
+
+    def moments(self, optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return AdamW's moments of a parameter, by name and of its shape, after a step or a continuation.
+
+        Under ZeRO they are gathered: all ranks must call this for the same parameter.
+        """
+        if self.zero:
+            return zero.gather_moments(parameter)
+        return {key: optimizer.state[parameter][key] for key in zero.MOMENTS}
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Add a tensor over all ranks, which must all call this."""
@@ -173,12 +193,15 @@ class Backend:
             dist.all_reduce(values)
         return values
 
-    def agree(self, refusal: Refusal | None, word: Any = None) -> list[Any]:
-        """Raise on all ranks what one of them has to refuse, else return each one's word; every rank must call this."""
+    def agree(self, refusal: Exception | None, word: Any = None, group: dist.ProcessGroup | None = None) -> list[Any]:
+        """Raise on all ranks what one of them has to refuse, else return each one's word; every rank must call this.
+
+        Another thread than the main one needs a `group` of its own.
+        """
         gathered = [(refusal, word)]
         if self.world_size > 1:
             gathered *= self.world_size
-            dist.all_gather_object(gathered, (refusal, word))
+            dist.all_gather_object(gathered, (refusal, word), group=group)
         for found, _ in gathered:
             if found is not None:
                 raise found
@@ -203,7 +226,8 @@ class Backend:
         """Run `action` on rank 0 and return its result on all ranks.
 
         Raises:
-            Refusal: on all ranks, what the action refused or could not write.
+            Refusal: on all ranks, what the action refused.
+            Failure: on all ranks, what it could not write.
 
         """
         outcome: list[Any] = [None]
@@ -214,7 +238,7 @@ class Backend:
             except Refusal as error:
                 refusal = error
             except OSError as error:
-                refusal = Refusal(
+                refusal = Failure(
                     f"{error.filename}: cannot be written ({error.strerror}); make room or use another run.dir"
                 )
         self.agree(refusal)
@@ -227,36 +251,3 @@ class Backend:
         self.accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-class _DeepSpeedPlugin(accelerate.DeepSpeedPlugin):
-    def set_deepspeed_weakref(self) -> None:
-        """Do nothing: it hands the settings to the package transformers, which is not used here."""
-
-
-def _skip_shm_compilation() -> None:
-    """Keep DeepSpeed from compiling an operator for inference at its first start on a CPU, which takes minutes."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-
-
-def _deepspeed_config(stage: int, plan: BatchPlan, clip: float, dtype: torch.dtype | None) -> dict[str, Any]:
-    """Write DeepSpeed's settings from ours: float32 weights and gradients, its own autocast, our clipping."""
-    config: dict[str, Any] = {
-        "train_batch_size": plan.batch,
-        "train_micro_batch_size_per_gpu": plan.micro_batch,
-        "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": clip,
-        "zero_optimization": {"stage": stage, "overlap_comm": use_gpu()},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1 << 60,
-    }
-    if dtype is not None:
-        # an empty list of safe modules keeps weights and gradient reduction in float32
-        config["torch_autocast"] = {
-            "enabled": True,
-            "dtype": str(dtype).removeprefix("torch."),
-            "lower_precision_safe_modules": [],
-        }
-    return config

@@ -1,21 +1,24 @@
-"""Checkpoints: every rank writes its share, a manifest with digests commits them, and damage is noticed.
+"""Checkpoints of a run: every rank copies its share, and a thread writes it while the training goes on.
 
-A checkpoint is a folder `step-N` in PyTorch's distributed format with float32 weights, their moving average
-and the optimiser's moments, and `manifest.json`. There is no RNG state: order and noise are functions of
-`samples_seen`. A folder without a manifest was never finished.
+What a checkpoint is stands in checkpoint_files.py. The tensors, 16 bytes for each parameter of the network, are dealt
+over the ranks. Each rank copies its share into buffers in its own memory (16 bytes for each parameter / number of
+ranks, kept until the run ends; pinned where it computes on a GPU), which is all that the training waits for. On rank 0
+the thread needs another 4 bytes for each parameter while it writes the best weights.
+
+    python -m n2n_dist.training.checkpoint RUN                                     what is there, and is it whole
+    python -m n2n_dist.training.checkpoint RUN --export STEP weights.safetensors   weights for launch/denoise.py
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import contextlib
 import shutil
-import warnings
+import sys
+import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -23,14 +26,15 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import Failure, Refusal, run_command
+from n2n_dist.model.weights import BEST, trained_steps
+from n2n_dist.training import checkpoint_files as files
 from n2n_dist.training.backend import Backend
+from n2n_dist.training.checkpoint_files import Manifest, Progress
+from n2n_dist.training.inspect_checkpoints import main
+from n2n_dist.training.zero import MOMENTS
 
-MANIFEST = "manifest.json"
-FORMAT = 1
-DAMAGE = (OSError, ValueError, KeyError, TypeError)
-"""What comes of reading a manifest or file that is not as it was written."""
-warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no reason to warn
+T = TypeVar("T")
 
 
 @dataclass
@@ -42,7 +46,7 @@ class CheckpointSettings:
     minutes: float = 10.0
     """Minutes after which one is written anyway."""
     keep: int = 2
-    """Newest checkpoints that are kept, 2 or more: the newest one may be found damaged."""
+    """Newest checkpoints that are kept, 2 or more: the newest one may be found damaged. The best is kept as well."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or not self.minutes > 0:
@@ -51,74 +55,105 @@ class CheckpointSettings:
             raise Refusal(f"checkpoint.keep {self.keep}: must be 2 or more, because the newest may be found damaged")
 
 
-@dataclass
-class Progress:
-    """Where the run stands, and what it is a run of."""
-
-    step: int
-    """Optimiser steps done."""
-    samples_seen: int
-    """Samples the run has seen: the whole state of the data."""
-    best: float | None
-    """Best validation PSNR so far, in dB."""
-    steps: int
-    """train.steps when the checkpoint was written."""
-    data: str
-    """Fingerprint of the index's content."""
-    identity: dict[str, Any]
-    """The settings that make the run what it is, by key."""
-    best_step: int = 0
-    """The step of that validation."""
-    bad_samples: int = 0
-    """Samples that could not be read and were replaced, over all ranks."""
-    owes_validation: bool = False
-    """A signal cut the validation of this step short; the run makes up for it when it is continued."""
-
-
 class Checkpoints:
-    """The checkpoints of a run folder. All ranks call every method."""
+    """The checkpoints and the best weights of a run folder. All ranks call every method, in the same order."""
 
-    def __init__(self, folder: Path, settings: CheckpointSettings, backend: Backend) -> None:
-        self.folder = folder
+    def __init__(self, run_dir: Path, settings: CheckpointSettings, backend: Backend) -> None:
+        self.folder = run_dir / "checkpoints"
+        self.best_weights = run_dir / BEST
         self.settings = settings
         self.backend = backend
+        self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if dist.is_initialized() else None
+        """Of the threads that write: the training uses the other ones meanwhile."""
+        self.failure: Failure | None = None
+        """Why the last save failed, the same on all ranks."""
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._crash: BaseException | None = None
+        self._finishing = False
+        self._progress: Progress | None = None
+        """The caller's, of the save under way."""
+        self._best: tuple[float | None, int] = (None, 0)
+        """PSNR and step of the best validation whose weights are saved."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def staged_bytes(self) -> int:
+        """Memory of this rank's copy of its share, from the first save on."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
 
     def save(self, model: nn.Module, ema: nn.Module, optimizer: Any, progress: Progress) -> None:
-        """Write and commit one checkpoint, then remove those beyond `keep`.
+        """Copy what a checkpoint holds and return; a thread writes and commits it, then removes those beyond `keep`.
 
-        The folder gets its name only after all ranks are done and all digests are on the disk.
+        Waits for the save before. Where writing fails (a full disk, a folder that is gone), rank 0 says so and the
+        training may go on: `failure` has the reason, and the next save tries again.
+
+        Args:
+            model: the network, after a step; its parameters must not have been replaced by those of a wrapper.
+            ema: the moving average of its weights.
+            optimizer: what `Backend.wrap` returned.
+            progress: where the run stands. If its weights are the best so far, but cannot be saved, its `best` falls
+                back to what is saved (in `wait`).
+
         """
-        final = self.folder / f"step-{progress.step:08d}"
-        partial = final.with_suffix(".tmp")
-        self.backend.on_main(lambda: _empty(partial))
-        writer = dcp.FileSystemWriter(partial)
-        try:
-            dcp.save(_state(model, ema, optimizer), storage_writer=writer, no_dist=not dist.is_initialized())
-        except CheckpointException as error:  # not an Exception, and raised on all ranks
-            raise Refusal(f"{partial}: cannot be written ({error}); make room or use another run.dir") from None
-        digests: list[dict[str, str]] = [{}] * self.backend.world_size
-        mine = {path.name: _sha256(path) for path in sorted(partial.glob(f"__{self.backend.rank}_*"))}
-        if dist.is_initialized():
-            dist.all_gather_object(digests, mine)
-        else:
-            digests = [mine]
+        self.wait()
+        shapes = files.named_tensors(model, ema, lambda p: dict.fromkeys(MOMENTS, p))
+        sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in shapes}
+        mine = set(files.share_out(sizes, self.backend.world_size)[self.backend.rank])
+        share = {}
+        for name, tensor in files.named_tensors(
+            model, ema, lambda parameter: self.backend.moments(optimizer, parameter)
+        ):
+            if name in mine:
+                if name not in self._buffers:
+                    self._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                share[name] = self._buffers[name].copy_(tensor, non_blocking=True)
+        copied = torch.cuda.Event() if self.backend.device.type == "cuda" else None
+        if copied:
+            copied.record()
+        self._progress, self._finishing = progress, False
+        self._thread = threading.Thread(target=self._run, args=(share, replace(progress), copied), name="checkpoint")
+        self._thread.start()
 
-        def commit() -> None:
-            files = {name: digest for part in digests for name, digest in part.items()}
-            files[".metadata"] = _sha256(partial / ".metadata")
-            content = {"progress": asdict(progress), "world_size": self.backend.world_size, "files": files}
-            manifest = {"format": FORMAT, "sha256": _digest(content), **content}
-            _write_synced(partial / MANIFEST, json.dumps(manifest, indent=1))
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            _sync_folder(self.folder)
-            for old in committed(self.folder)[self.settings.keep :]:
-                shutil.rmtree(old)
+    def wait(self) -> None:
+        """Wait until the last save is committed or has failed; returns at once where nothing is under way.
 
-        self.backend.on_main(commit)
+        Raises:
+            Exception: what stopped the thread other than its files, such as the end of another rank.
+
+        """
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        if self._crash is not None:
+            raise self._crash
+        if self._progress and self.failure and self._progress.best_step > self._best[1]:
+            self._progress.best, self._progress.best_step = self._best
+
+    def finish(self) -> None:
+        """Wait for the last save, without which the run cannot end well.
+
+        Raises:
+            Failure: on all ranks, if it failed.
+
+        """
+        self._finishing = True
+        self.wait()
+        if self.failure:
+            raise self.failure
 
     def newest(self, warn: Callable[[str], None]) -> tuple[Path, Progress] | None:
         """Find the newest checkpoint whose bytes are those that were written; damaged ones are set aside.
+
+        The ranks share the digests. What a run that died left half done is finished or removed.
+
+        Args:
+            warn: told of damage, on rank 0.
 
         Returns:
             Its folder and progress, or None if there is no checkpoint at all.
@@ -127,24 +162,35 @@ class Checkpoints:
             Refusal: there are checkpoints, and all are damaged, or of another version of this package.
 
         """
+        self.backend.on_main(lambda: files.tidy(self.folder))
+        for path in self.backend.on_main(lambda: files.committed(self.folder)):
+            manifest, refusal, damage = None, None, None
+            try:
+                manifest = files.read_manifest(path)
+                names = sorted(manifest.files)[self.backend.rank :: self.backend.world_size]
+                files.verify(path, {name: manifest.files[name] for name in names})
+            except Refusal as error:
+                refusal = error
+            except files.DAMAGE as error:
+                damage = str(error)
+            found = next(filter(None, self.backend.agree(refusal, damage)), None)
+            if found is None and manifest:
+                self._best = (manifest.progress.best, manifest.progress.best_step)
+                return path, manifest.progress
+            aside = self.backend.on_main(lambda path=path: files.set_aside(path))  # type: ignore[misc]
+            if self.backend.main:
+                warn(f"checkpoint {path.name} is damaged ({found}); set aside as {aside.name}")
+        if self.backend.on_main(lambda: any(self.folder.glob("step-*.damaged"))):
+            raise Refusal(f"{self.folder}: all checkpoints are damaged; start in a new run.dir")
+        return None
 
-        def choose() -> tuple[Path, Progress] | None:
-            for path in committed(self.folder):
-                try:
-                    return path, verify(path)[0]
-                except DAMAGE as error:
-                    aside = path.with_name(path.name + ".damaged")
-                    shutil.rmtree(aside, ignore_errors=True)
-                    path.rename(aside)
-                    warn(f"checkpoint {path.name} is damaged ({error}); set aside as {aside.name}")
-            if any(self.folder.glob("step-*.damaged")):
-                raise Refusal(f"{self.folder}: all checkpoints are damaged; start in a new run.dir")
-            return None
-
-        return self.backend.on_main(choose)
-
-    def load(self, path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def load(
+        self, path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    ) -> None:
         """Read a verified checkpoint into model, average and optimiser, in place and before they are wrapped.
+
+        The best weights are written again where a run died before it came to that. Under ZeRO every rank holds all
+        moments (8 bytes for each parameter) on the CPU until `Backend.wrap` spreads them.
 
         Raises:
             Refusal: the checkpoint does not hold these tensors.
@@ -152,74 +198,106 @@ class Checkpoints:
         """
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-                step = torch.tensor(0.0, device=parameter.device if group["fused"] else "cpu")
-                optimizer.state[parameter] = {"step": step, **moments}
-        try:  # fills the tensors in place
-            dcp.load(_state(model, ema, optimizer), checkpoint_id=path, no_dist=not dist.is_initialized())
-        except (CheckpointException, RuntimeError, ValueError) as error:
-            raise Refusal(f"{path}: does not fit this network ({error}); start in a new run.dir") from None
+                device = torch.device("cpu") if self.backend.zero else parameter.device
+                moments = {key: torch.empty_like(parameter, device=device) for key in MOMENTS}
+                steps = torch.tensor(float(progress.step), device=device if group["fused"] else "cpu")
+                optimizer.state[parameter] = {"step": steps, **moments}
+        tensors = dict(files.named_tensors(model, ema, lambda p: {key: optimizer.state[p][key] for key in MOMENTS}))
+        self.backend.on_all(lambda: files.load(path, tensors, self.group))
+        self.backend.on_main(lambda: self._update_best_weights(progress))
+
+    def _run(self, share: dict[str, torch.Tensor], progress: Progress, copied: torch.cuda.Event | None) -> None:
+        """Write and commit in a thread; failures to read or write end it on all ranks alike."""
+        try:
+            if copied:
+                copied.synchronize()
+            self.failure = None
+            self._write(share, progress)
+        except OSError as error:
+            self.failure = self._describe(progress, error)
+            if self.backend.main and not self._finishing:  # which says it otherwise
+                print(f"error: {self.failure}; the next save tries again", file=sys.stderr, flush=True)
+        except BaseException as error:  # raised again in the main thread
+            self._crash = error
+
+    def _write(self, share: dict[str, torch.Tensor], progress: Progress) -> None:
+        final = files.step_folder(self.folder, progress.step)
+        partial = final.with_suffix(".tmp")
+        self._on_main(lambda: self._make_empty(partial))
+        try:
+            # nothing is copied ahead: everything is in buffers of its own
+            writer = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
+            try:
+                dcp.save(share, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
+            except CheckpointException as error:  # no Exception, and raised on all ranks
+                raise OSError(files.reason(error)) from None
+            digests = self._on_all(
+                lambda: {path.name: files.sha256(path) for path in partial.glob(f"__{self.backend.rank}_*")}
+            )
+
+            def commit() -> None:
+                written = {name: digest for part in digests for name, digest in part.items()}
+                written[".metadata"] = files.sha256(partial / ".metadata")
+                files.commit(partial, Manifest(progress, self.backend.world_size, self.backend.name, written))
+
+            self._on_main(commit)
+        except OSError:
+            if self.backend.main:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        self._best = (progress.best, progress.best_step)
+        self._on_main(lambda: self._update_best_weights(progress))
+        self._on_main(lambda: self._prune(progress))
+
+    def _make_empty(self, partial: Path) -> None:
+        self.folder.mkdir(exist_ok=True)  # not its parents: a run folder that is gone stays gone
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+
+    def _update_best_weights(self, progress: Progress) -> None:
+        """Write the weights of the best validation, if its checkpoint is there and they are not yet."""
+        source = files.step_folder(self.folder, progress.best_step)
+        written = trained_steps(self.best_weights) == progress.best_step
+        if progress.best is None or written or source not in files.committed(self.folder):
+            return
+        try:
+            if progress.best_step != progress.step:  # that of this step has just been written or verified
+                files.verify(source, files.read_manifest(source).files)
+        except files.DAMAGE as error:
+            aside = files.set_aside(source)
+            print(f"checkpoint {source.name} is damaged ({error}); set aside as {aside.name}", flush=True)
+            return
+        files.export(source, self.best_weights)
+
+    def _prune(self, progress: Progress) -> None:
+        best = files.step_folder(self.folder, progress.best_step)
+        for old in files.committed(self.folder)[self.settings.keep :]:
+            if old != best:
+                files.remove(old)
+
+    def _describe(self, progress: Progress, error: OSError) -> Failure:
+        path = error.filename or files.step_folder(self.folder, progress.step)
+        room = "that folder is gone"
+        with contextlib.suppress(OSError):
+            room = f"{shutil.disk_usage(self.folder).free / 2**20:,.1f} MiB are free there"
+        last = next(iter(files.committed(self.folder)), None)
+        return Failure(
+            f"{path}: step {progress.step} could not be saved ({files.reason(error)}; {room}); make room or make the "
+            f"folder writable. The last good checkpoint is {last.name if last else 'none'}"
+        )
+
+    def _on_main(self, action: Callable[[], None]) -> None:
+        self._on_all(lambda: action() if self.backend.main else None)
+
+    def _on_all(self, action: Callable[[], T]) -> list[T]:
+        """Run `action` on every rank, in the thread; return all results, or raise on all what one could not do."""
+        result, failure = None, None
+        try:
+            result = action()
+        except OSError as error:
+            failure = error
+        return self.backend.agree(failure, result, self.group)
 
 
-def committed(folder: Path) -> list[Path]:
-    """List the finished checkpoints in a folder, newest first."""
-    folders = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and (path / MANIFEST).is_file()]
-    return sorted(folders, reverse=True)
-
-
-def verify(path: Path) -> tuple[Progress, int]:
-    """Return progress and world size of a checkpoint, whose bytes must be those that were written.
-
-    Raises:
-        Refusal: it is of another version of this package.
-        OSError, ValueError, KeyError, TypeError: it is damaged (`DAMAGE`).
-
-    """
-    manifest = json.loads((path / MANIFEST).read_text())
-    if manifest.pop("format") != FORMAT:
-        raise Refusal(f"{path}: written by another version of n2n_dist; continue it with that, or use a new run.dir")
-    if manifest.pop("sha256") != _digest(manifest):
-        raise ValueError(f"the content of {MANIFEST} has changed")
-    for name, digest in manifest["files"].items():
-        if _sha256(path / name) != digest:
-            raise ValueError(f"the bytes of {name} have changed")
-    return Progress(**manifest["progress"]), manifest["world_size"]
-
-
-def describe_differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Name the keys whose values differ, with both values; an empty text if none does."""
-    keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-    return "; ".join(f"{key} is {there.get(key)} there and {here.get(key)} here" for key in keys)
-
-
-def _state(model: nn.Module, ema: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """Name every tensor of a checkpoint; the optimiser's by the parameter they belong to."""
-    moments = {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
-    return {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": moments}
-
-
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+if __name__ == "__main__":
+    run_command(main)

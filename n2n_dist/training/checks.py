@@ -8,18 +8,16 @@ from pathlib import Path
 from n2n_dist.data.dataset import is_tolerated
 from n2n_dist.errors import Refusal
 from n2n_dist.model.weights import BEST, LAST
-from n2n_dist.training.backend import Backend
-from n2n_dist.training.checkpoint import Progress, describe_differences
+from n2n_dist.training.checkpoint_files import Progress, describe_differences
 
 
-def check_continuation(run_dir: Path, backend: Backend, found: tuple[Path, Progress] | None, wanted: Progress) -> None:
+def check_continuation(run_dir: Path, found: tuple[Path, Progress] | None, wanted: Progress) -> None:
     """Refuse to write over weights, and to continue a run as another one."""
-    if backend.zero or not found:
-        held = [name for name in (BEST, LAST) if (run_dir / name).exists()] + (["a checkpoint"] if found else [])
+    if not found:
+        held = [name for name in (BEST, LAST) if (run_dir / name).exists()]
         if held:
-            why = f"{backend.name} cannot continue it yet" if found else "it has no checkpoint"
             raise Refusal(
-                f"run.dir {run_dir}: holds a run with {held[0]}, and {why}; choose another run.dir "
+                f"run.dir {run_dir}: holds a run with {held[0]}, and it has no checkpoint; choose another run.dir "
                 f"(run.init={run_dir} starts from its weights)"
             )
         return

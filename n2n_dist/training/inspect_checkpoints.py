@@ -1,21 +1,19 @@
-"""List, verify and export the checkpoints of a run; nothing in it is changed.
-
-python -m n2n_dist.training.inspect_checkpoints RUN                                     what is there, and is it whole
-python -m n2n_dist.training.inspect_checkpoints RUN --export STEP weights.safetensors   weights for launch/denoise.py
-"""
+"""The tool that lists, verifies and exports the checkpoints of a run; nothing in it is changed."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-import safetensors
-import torch.distributed.checkpoint as dcp
+from n2n_dist.errors import Failure, Refusal
+from n2n_dist.training import checkpoint_files as files
 
-from n2n_dist.errors import Refusal, run_command
-from n2n_dist.model.resunet import ModelSettings, ResUNet
-from n2n_dist.model.weights import save_model
-from n2n_dist.training.checkpoint import DAMAGE, committed, verify
+NOT_COMMITTED = {
+    ".tmp": "unfinished: being written, or the run died in it",
+    ".old": "being removed",
+    ".damaged": "damaged, set aside by a start",
+}
+"""What a folder of such a name is."""
 
 
 def show(run_dir: Path) -> None:
@@ -29,23 +27,25 @@ def show(run_dir: Path) -> None:
     damaged: list[Path] = []
     start = ""
     """What the next start does."""
-    print(f"{'checkpoint':22}{'samples':>14}{'MiB':>9}{'ranks':>7}{'best dB':>9}  state")
+    print(f"{'checkpoint':22}{'samples':>14}{'MiB':>9}  {'written by':20}{'best dB':>8}  state")
     for path in sorted(folder.glob("step-*"), reverse=True):
-        columns = f"{'':14}{_mebibytes(path):9.1f}{'':7}{'':9}"
-        if path not in committed(folder):
-            aside = path.suffix == ".damaged"
-            state = "damaged, set aside by a start" if aside else "unfinished: being written, or the run died in it"
+        columns = f"{'':14}{_mebibytes(path):9.1f}  {'':20}{'':8}"
+        if path not in files.committed(folder):
+            state = NOT_COMMITTED.get(path.suffix, "unfinished: no manifest")
         else:
             try:
-                progress, ranks = verify(path)
-                best = f"{progress.best:9.2f}" if progress.best is not None else f"{'':9}"
-                columns = f"{progress.samples_seen:14,}{_mebibytes(path):9.1f}{ranks:7}{best}"
+                manifest = files.read_manifest(path)
+                progress, ranks = manifest.progress, manifest.world_size
+                best = f"{progress.best:.2f}" if progress.best is not None else ""
+                by = manifest.backend if ranks == 1 else f"{manifest.backend}, {ranks} ranks"
+                columns = f"{progress.samples_seen:14,}{_mebibytes(path):9.1f}  {by:20}{best:>8}"
+                files.verify(path, manifest.files)
                 state = "good" if start else "good: the run continues here"
                 start = start or f"continues from {path.name}"
             except Refusal:
                 state = "of another version of n2n_dist"
                 start = start or f"is refused, because {path.name} is of another version of n2n_dist"
-            except DAMAGE as error:
+            except files.DAMAGE as error:
                 state = f"damaged: {error}"
                 damaged.append(path)
         print(f"{path.name:22}{columns}  {state}")
@@ -59,6 +59,7 @@ def export(run_dir: Path, step: int, weights: Path) -> None:
 
     Raises:
         Refusal: no such checkpoint, it is damaged, or `weights` is there already or no .safetensors file.
+        Failure: `weights` cannot be written.
 
     """
     folder = _folder(run_dir)
@@ -66,21 +67,18 @@ def export(run_dir: Path, step: int, weights: Path) -> None:
         raise Refusal(f"{weights}: weights are written as .safetensors; give such a name")
     if weights.exists():
         raise Refusal(f"{weights}: exists already; remove it or choose another")
-    path = folder / f"step-{step:08d}"
-    if path not in (there := committed(folder)):
+    path = files.step_folder(folder, step)
+    if path not in (there := files.committed(folder)):
         steps = ", ".join(str(int(other.name[5:])) for other in there)
         raise Refusal(f"--export {step}: no checkpoint of that step in {folder}; there are {steps or 'none'}")
     try:
-        identity = verify(path)[0].identity
-    except DAMAGE as error:
+        files.verify(path, files.read_manifest(path).files)
+    except files.DAMAGE as error:
         raise Refusal(f"{path}: damaged ({error}); export another step") from None
-    settings = {key.removeprefix("model."): value for key, value in identity.items() if key.startswith("model.")}
-    ema = ResUNet(ModelSettings(**settings), identity["data.crop"])
-    dcp.load({"ema": ema.state_dict()}, checkpoint_id=path, no_dist=True)
     try:
-        save_model(weights, ema)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise Refusal(f"{weights}: cannot be written ({error}); choose another place") from None
+        files.export(path, weights)
+    except OSError as error:
+        raise Failure(f"{weights}: cannot be written ({error.strerror}); choose another place") from None
 
 
 def _folder(run_dir: Path) -> Path:
@@ -96,7 +94,10 @@ def _mebibytes(folder: Path) -> float:
 
 def main() -> None:
     """Parse the command line and list or export."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m n2n_dist.training.checkpoint",
+        description="List the checkpoints of a run and verify their bytes, or export one as weights.",
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--export", nargs=2, metavar=("STEP", "WEIGHTS"), help="write one as a .safetensors file")
     arguments = parser.parse_args()
@@ -108,7 +109,3 @@ def main() -> None:
         raise Refusal(f"--export {step}: not a step; the list without --export has them")
     export(arguments.run, int(step), Path(weights))
     print(f"next: python launch/denoise.py --run {weights} NOISY_FOLDER DENOISED_FOLDER")
-
-
-if __name__ == "__main__":
-    run_command(main)

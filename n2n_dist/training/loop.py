@@ -21,11 +21,12 @@ from n2n_dist.data.remote import Unavailable
 from n2n_dist.devices import autocast
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ResUNet
-from n2n_dist.model.weights import BEST, LAST, load_model, save_model
+from n2n_dist.model.weights import LAST, load_model, save_model
 from n2n_dist.objective import losses, noisy_pair
 from n2n_dist.training import report
 from n2n_dist.training.backend import Backend, plan_batch
-from n2n_dist.training.checkpoint import Checkpoints, Progress
+from n2n_dist.training.checkpoint import Checkpoints
+from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.checks import check_continuation, check_damage, check_finite
 from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
 from n2n_dist.training.precision import arrange, autocast_type, memory_format
@@ -70,6 +71,7 @@ def train(config: Config, dry_run: bool = False) -> None:
 
     Raises:
         Refusal: data, settings or checkpoint cannot be worked with; also left in RUN/error.txt.
+        Failure: the last checkpoint or the weights cannot be written; likewise.
 
     """
     run_dir = Path(config.run.dir)
@@ -112,17 +114,15 @@ def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.Exit
     progress = Progress(
         step=0, samples_seen=0, best=None, steps=config.train.steps, data=index.fingerprint, identity=config.identity()
     )
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint, backend)
+    checkpoints = Checkpoints(run_dir, config.checkpoint, backend)
     found = None
     if not dry_run:
         backend.on_main(lambda: config.check_run_dir(run_dir))
         found = checkpoints.newest(warn=print)
-        backend.on_main(lambda: check_continuation(run_dir, backend, found, progress))
+        backend.on_main(lambda: check_continuation(run_dir, found, progress))
     if found:
         path, progress = found
-        checkpoints.load(path, network, ema, optimizer)
-        if progress.best_step == progress.step:  # the run may have ended between the checkpoint and its best weights
-            backend.on_main(lambda: save_model(run_dir / BEST, ema))
+        checkpoints.load(path, network, ema, optimizer, progress)
     else:
         if config.run.init:
             _start_from(network, config.run.init)
@@ -178,11 +178,10 @@ def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.Exit
     if found:
         tracker.say(report.continuing(progress, config.train.steps))
         progress.steps = config.train.steps
-    if backend.zero:
-        tracker.say(f"{backend.name}: writes its weights, but no checkpoint: this run cannot be continued")
 
     def validate() -> bool:
         """Measure the moving average and show the result; return whether a signal cut it short, and nothing counts."""
+        checkpoints.wait()  # what is best depends on what could be saved
         measured = validation.run(ema, backend)
         if measured is None:
             return True
@@ -196,18 +195,12 @@ def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.Exit
             progress.best, progress.best_step = mean_psnr(scores), progress.step
         return False
 
-    def save() -> None:
-        if not backend.zero:
-            checkpoints.save(network, ema, optimizer, progress)
-        if progress.best_step == progress.step:
-            backend.on_main(lambda: save_model(run_dir / BEST, ema))
-
     stopping = any(backend.agree(None, interrupt.received()))
     progress.owes_validation = progress.owes_validation and bool(validation.sets)
     if progress.owes_validation and not stopping:
         progress.owes_validation = validate()
         if not progress.owes_validation:
-            save()
+            checkpoints.save(network, ema, stepper, progress)
         stopping = any(backend.agree(None, interrupt.received()))
     saved_at = time.monotonic()
     agree_at, pace = progress.step + 1, math.inf  # the first step may take long, so the others are not left alone
@@ -254,21 +247,20 @@ def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.Exit
             if validating:
                 progress.owes_validation = stopping or validate()
             if saving:
-                save()
+                checkpoints.save(network, ema, stepper, progress)
                 saved_at = time.monotonic()
                 stopping = any(backend.agree(None, interrupt.received()))  # a signal meanwhile needs no other save
             window = Window()
 
+    checkpoints.finish()
     stopped = stopping and (progress.step < config.train.steps or progress.owes_validation)
-    continuable = stopped and not (backend.zero and progress.step)
-    if not continuable:
-        backend.on_main(lambda: save_model(run_dir / LAST, ema))
+    if not stopped:
+        backend.on_main(lambda: save_model(run_dir / LAST, ema, progress.step))
     tracker.close()
     if stopped:
         first = max(filter(None, backend.agree(None, interrupt.received())), key=itemgetter(1))
-        text = report.stopped(progress, first, backend.name, continuable)
-        if continuable:
-            backend.on_main(lambda: interrupt.leave_marker(run_dir, text))
+        text = report.stopped(progress, first)
+        backend.on_main(lambda: interrupt.leave_marker(run_dir, text))
     else:
         text = report.end(run_dir, progress, validation)
     if backend.main:

@@ -13,7 +13,7 @@ from n2n_dist.data.order import Order
 from n2n_dist.data.shard import Index
 from n2n_dist.model.weights import find_weights
 from n2n_dist.training.backend import Backend
-from n2n_dist.training.checkpoint import Progress
+from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.tracking import memory_bytes
 from n2n_dist.training.validation import Validation
 
@@ -96,17 +96,15 @@ def end(run_dir: Path, progress: Progress, validation: Validation) -> str:
     )
 
 
-def stopped(progress: Progress, received: tuple[str, float], backend: str, continuable: bool) -> str:
+def stopped(progress: Progress, received: tuple[str, float]) -> str:
     """Say where a signal, its name and the seconds since then given by `received`, stopped the run."""
     name, seconds = received
     done = f"saved after step {progress.step:,}" if progress.step else "before the first step, nothing to save"
-    line = (
+    return (
         f"stopped by {name}: {done}, {seconds:.1f} s after the signal; "
         f"a grace period of {interrupt.GRACE_SECONDS} s leaves {interrupt.GRACE_SECONDS - seconds:.1f} s; "
+        "the same command continues"
     )
-    if not continuable:
-        return line + f"{backend} writes weights but no checkpoint, so this run cannot be continued"
-    return line + "the same command continues"
 
 
 def _duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import PIL.Image
@@ -28,7 +28,10 @@ CHARTS = {
 
 
 class Tracker:
-    """Writes curves and strips; on other ranks than 0 it does nothing."""
+    """Writes curves and strips; on other ranks than 0 it does nothing.
+
+    Where they cannot be written, as on a full disk, the run goes on without them and says so.
+    """
 
     def __init__(self, run_dir: Path, step: int, steps: int, main: bool) -> None:
         """Continue the curves after `step`: points that a killed run wrote beyond it disappear."""
@@ -44,15 +47,18 @@ class Tracker:
             mininterval=1 if sys.stdout.isatty() else 30,  # a job's log is a file: fewer lines
         )
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1) if main else None
-        if self.writer:
-            self.writer.add_custom_scalars({"run": {title: ["Multiline", tags] for title, tags in CHARTS.items()}})
+        self.failed = False
+        charts = {"run": {title: ["Multiline", tags] for title, tags in CHARTS.items()}}
+        self._write(lambda writer: writer.add_custom_scalars(charts))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each named curve."""
-        if self.writer:
+
+        def add(writer: SummaryWriter) -> None:
             for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
-            self.writer.flush()
+                writer.add_scalar(name, value, step)
+
+        self._write(add)
 
     def point(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point of the training curves, and show loss and speed at the progress bar."""
@@ -61,26 +67,33 @@ class Tracker:
 
     def text(self, name: str, text: str) -> None:
         """Show a text, such as the configuration, in TensorBoard."""
-        if self.writer:
-            self.writer.add_text(name, "    " + text.replace("\n", "\n    "), 0)
+        self._write(lambda writer: writer.add_text(name, "    " + text.replace("\n", "\n    "), 0))
 
     def settings(self, settings: Mapping[str, object], measured: Sequence[str]) -> None:
         """List the run under TensorBoard's hparams: its settings beside the last values of the `measured` curves."""
-        if self.writer and self.writer.file_writer:
-            given = {name: value for name, value in settings.items() if value is not None}
-            values = {name: value if isinstance(value, int | float) else str(value) for name, value in given.items()}
+        given = {name: value for name, value in settings.items() if value is not None}
+        values = {name: value if isinstance(value, int | float) else str(value) for name, value in given.items()}
+
+        def add(writer: SummaryWriter) -> None:
+            assert writer.file_writer
             for summary in hparams(values, dict.fromkeys(measured, 0.0)):
-                self.writer.file_writer.add_summary(summary)
+                writer.file_writer.add_summary(summary)
+
+        self._write(add)
 
     def strips(self, step: int, strips: Mapping[str, Sequence[Sequence[torch.Tensor]]]) -> None:
         """Show each set's rows of images [C, H, W] (noisy | denoised | reference), also as RUN/samples/*.png."""
-        for name, rows in strips.items():
-            if self.writer and rows:
-                picture = join_strips(rows)
-                self.writer.add_image(f"{name}: noisy, denoised, reference", picture, step, dataformats="HWC")
-                path = self.run_dir / "samples" / f"{name}-{step:08d}.png"
-                path.parent.mkdir(exist_ok=True)
-                PIL.Image.fromarray(picture).save(path)
+
+        def add(writer: SummaryWriter) -> None:
+            for name, rows in strips.items():
+                if rows:
+                    picture = join_strips(rows)
+                    writer.add_image(f"{name}: noisy, denoised, reference", picture, step, dataformats="HWC")
+                    path = self.run_dir / "samples" / f"{name}-{step:08d}.png"
+                    path.parent.mkdir(exist_ok=True)
+                    PIL.Image.fromarray(picture).save(path)
+
+        self._write(add)
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
@@ -91,8 +104,24 @@ class Tracker:
     def close(self) -> None:
         """Finish the bar and the event file."""
         self.bar.close()
-        if self.writer:
-            self.writer.close()
+        self._write(SummaryWriter.close)
+
+    def _write(self, add: Callable[[SummaryWriter], None]) -> None:
+        if not self.main:
+            return
+        try:
+            if self.failed:  # a writer that has failed is of no use any more
+                self.run_dir.stat()  # one that is gone is not made again
+                self.writer = SummaryWriter(str(self.run_dir / "tensorboard"))
+            assert self.writer
+            add(self.writer)
+            self.writer.flush()
+            self.failed = False
+        except OSError as error:
+            if not self.failed:
+                why = error.strerror or error
+                self.say(f"{self.run_dir}: curves and pictures cannot be written ({why}); going on without them")
+            self.failed = True
 
 
 class Window:

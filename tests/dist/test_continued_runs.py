@@ -39,3 +39,20 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     processes.train(f"run.dir={moved}", *SETTINGS, "train.micro_batch=4", world=1).checked()
     there, here = (list(processes.curves(folder)["train/total"].values()) for folder in (whole, moved))
     assert here == pytest.approx(there, rel=1e-5)
+
+
+def test_a_run_killed_within_a_save_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    settings = ("train.steps=6", "checkpoint.every=2")
+    processes.train(f"run.dir={whole}", *settings, world=2).checked()
+    hold = processes.Hold("n2n_dist.training.checkpoint_files.commit", 2, tmp_path / "held")
+    with processes.training(f"run.dir={killed}", *settings, world=2, hold=hold) as running:
+        running.wait(lambda: hold.calls(0) == 2)  # of rank 0, in its thread
+        running.signal(signal.SIGKILL, 0, 1)
+        assert running.finish().codes == [-signal.SIGKILL] * 2
+    names = {path.name for path in (killed / "checkpoints").iterdir()}
+    assert names == {"step-00000002", "step-00000004.tmp"}
+    again = processes.train(f"run.dir={killed}", *settings, world=2).checked()
+    assert "continuing after step 2 of 6" in again.out[0]
+    assert {path.name for path in (killed / "checkpoints").iterdir()} == {"step-00000004", "step-00000006"}
+    assert (killed / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()

@@ -27,8 +27,7 @@ def test_a_launch_file_trains_what_one_process_trains(tmp_path: Path, alone: Pat
     )
     assert done.returncode == 0, done.stderr
     assert f"world    {name}: 2 process(es) on cpu" in done.stdout
-    assert ("this run cannot be continued" in done.stdout) == (backend == "zero1")
-    assert (run_dir / "checkpoints").exists() == (backend == "cpu")
+    assert (run_dir / "checkpoints" / "step-00000004").is_dir()
     there, here = (list(processes.curves(folder)["train/total"].values()) for folder in (alone, run_dir))
     assert here == pytest.approx(there, rel=1e-5)
 

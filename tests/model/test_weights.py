@@ -6,7 +6,7 @@ import torch
 
 from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
-from n2n_dist.model.weights import BEST, LAST, find_weights, load_model, save_model
+from n2n_dist.model.weights import BEST, LAST, find_weights, load_model, save_model, trained_steps
 
 
 def make_model(seed: int = 0) -> ResUNet:
@@ -75,3 +75,23 @@ def test_files_that_are_not_our_weights_are_refused_by_name(tmp_path: Path) -> N
         safetensors.torch.save_file(tensors, path, metadata)
         with pytest.raises(Refusal, match=f"{path}: not weights"):
             load_model(path)
+
+
+def test_weights_know_the_step_at_which_they_were_saved(tmp_path: Path) -> None:
+    save_model(tmp_path / LAST, make_model(), 7)
+    assert trained_steps(tmp_path / LAST) == 7
+    assert trained_steps(tmp_path / "nowhere") is None
+    (tmp_path / BEST).write_bytes((tmp_path / LAST).read_bytes()[:100])
+    assert trained_steps(tmp_path / BEST) is None
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert trained_steps(tmp_path / "other.safetensors") is None
+
+
+def test_weights_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file") as caught:
+        save_model(tmp_path / "nowhere" / LAST, make_model())
+    assert caught.value.filename == str(tmp_path / "nowhere" / LAST)
+    (tmp_path / LAST).mkdir()
+    with pytest.raises(OSError, match="directory"):
+        save_model(tmp_path / LAST, make_model())
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import Failure, Refusal
 from n2n_dist.training.backend import Backend, BatchPlan, plan_batch
 
 
@@ -66,7 +66,7 @@ def test_a_refusal_on_rank_0_keeps_its_message(backend: Backend) -> None:
 
 
 def test_what_cannot_be_written_is_a_refusal(backend: Backend, tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"/nowhere/file: cannot be written \(No such file or directory\)"):
+    with pytest.raises(Failure, match=r"/nowhere/file: cannot be written \(No such file or directory\)"):
         backend.on_main(lambda: (tmp_path / "nowhere" / "file").write_text(""))
 
 
@@ -98,7 +98,7 @@ def test_processes_that_found_no_common_world_are_refused(
 def test_zero_3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    with pytest.raises(Refusal, match="zero_stage 3: only 1 and 2"):
+    with pytest.raises(Refusal, match=r"zero_stage 3: only 1 and 2, because .*; use launch/backends/zero2.yaml"):
         Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=2)
 
 
@@ -122,3 +122,21 @@ def test_what_every_rank_does_gives_each_its_own_result_or_refuses(backend: Back
 
     with pytest.raises(Refusal, match="no"):
         backend.on_all(refuse)
+
+
+def test_moments_are_adamws_own(backend: Backend) -> None:
+    model = torch.nn.Linear(4, 1, bias=False)
+    model, optimizer = backend.wrap(model, torch.optim.AdamW(model.parameters()), torch.zeros(1, 4))
+    with backend.accumulate(model):
+        backend.backward(model(torch.full((1, 4), 3.0)).sum())
+    backend.step(model, optimizer)
+    moments = backend.moments(optimizer, model.weight)
+    assert moments.keys() == {"exp_avg", "exp_avg_sq"}
+    assert moments["exp_avg"].shape == model.weight.shape
+    assert moments["exp_avg"].any()
+
+
+def test_what_another_thread_agrees_on_may_be_any_error(backend: Backend) -> None:
+    assert backend.agree(None, 7, group=None) == [7]
+    with pytest.raises(OSError, match="full"):
+        backend.agree(OSError("full"), group=None)

@@ -1,13 +1,25 @@
+import contextlib
+import itertools
+import os
+import resource
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import processes
 import pytest
 import torch
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import Failure, Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.model.weights import load_model, trained_steps
+from n2n_dist.training import checkpoint_files
 from n2n_dist.training.backend import Backend
-from n2n_dist.training.checkpoint import Checkpoints, CheckpointSettings, Progress
+from n2n_dist.training.checkpoint import Checkpoints, CheckpointSettings
+from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.optim import OptimSettings, make_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -15,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 def network(seed: int, width: int = 8) -> ResUNet:
     torch.manual_seed(seed)
-    model = ResUNet(ModelSettings(width=width, depths=[1, 1]))
+    model = ResUNet(ModelSettings(width=width, depths=[1]))
     torch.nn.init.normal_(model.exit.weight)
     return model
 
@@ -30,8 +42,9 @@ def trained(seed: int) -> tuple[ResUNet, ResUNet, torch.optim.AdamW]:
     return model, ema, optimizer
 
 
-def progress(step: int) -> Progress:
-    return Progress(step=step, samples_seen=8 * step, best=31.4159, steps=100, data="abc", identity={"run.seed": 0})
+def progress(step: int, best: float | None = None, best_step: int = 0) -> Progress:
+    identity = {"run.seed": 0, "data.crop": 16, "model.width": 8, "model.depths": [1]}
+    return Progress(step, 8 * step, best, steps=100, data="abc", identity=identity, best_step=best_step)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +54,16 @@ def parts() -> tuple[ResUNet, ResUNet, torch.optim.AdamW]:
 
 @pytest.fixture
 def checkpoints(tmp_path: Path, backend: Backend) -> Checkpoints:
-    return Checkpoints(tmp_path / "checkpoints", CheckpointSettings(keep=3), backend)
+    return Checkpoints(tmp_path, CheckpointSettings(keep=3), backend)
+
+
+def write(checkpoints: Checkpoints, *what: object) -> None:
+    checkpoints.save(*what)
+    checkpoints.finish()
+
+
+def one(checkpoints: Checkpoints) -> tuple[Path]:
+    return (checkpoints.newest(warn=pytest.fail)[0],)
 
 
 def names(checkpoints: Checkpoints) -> list[str]:
@@ -60,18 +82,19 @@ def flip_a_byte(path: Path) -> None:
 
 def test_what_is_saved_comes_back_bit_by_bit(checkpoints: Checkpoints, parts: tuple) -> None:
     model, ema, optimizer = parts
-    checkpoints.save(model, ema, optimizer, progress(7))
+    write(checkpoints, model, ema, optimizer, progress(7))
     path, found = checkpoints.newest(warn=pytest.fail)
     assert found == progress(7)
     assert path.name == "step-00000007"
 
     other, other_ema = network(10), network(11)
     other_optimizer = make_optimizer(other, OptimSettings())
-    checkpoints.load(path, other, other_ema, other_optimizer)
+    checkpoints.load(path, other, other_ema, other_optimizer, found)
     for saved, loaded in ((model, other), (ema, other_ema)):
         for name, tensor in saved.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
     for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        optimizer.state[p]["step"].fill_(7)  # that of the checkpoint
         assert optimizer.state[p].keys() == other_optimizer.state[q].keys()
         for key, value in optimizer.state[p].items():
             assert torch.equal(other_optimizer.state[q][key], value), (name, key)
@@ -83,31 +106,31 @@ def test_no_checkpoint_is_no_error(checkpoints: Checkpoints) -> None:
 
 def test_the_newest_are_kept(checkpoints: Checkpoints, parts: tuple) -> None:
     for step in (1, 2, 9, 10, 100):
-        checkpoints.save(*parts, progress(step))
+        write(checkpoints, *parts, progress(step))
     assert names(checkpoints) == ["step-00000009", "step-00000010", "step-00000100"]
     assert checkpoints.newest(warn=pytest.fail)[1].step == 100
 
 
 def test_a_step_that_is_saved_again_replaces_the_old_one(checkpoints: Checkpoints, parts: tuple) -> None:
-    checkpoints.save(*parts, progress(5))
-    checkpoints.save(*trained(20), progress(5))
-    path, _ = checkpoints.newest(warn=pytest.fail)
+    write(checkpoints, *parts, progress(5))
+    write(checkpoints, *trained(20), progress(5))
+    path, found = checkpoints.newest(warn=pytest.fail)
     assert names(checkpoints) == ["step-00000005"]
     other = trained(30)
-    checkpoints.load(path, *other)
+    checkpoints.load(path, *other, found)
     assert torch.equal(other[0].exit.weight, trained(20)[0].exit.weight)
 
 
 def test_an_unfinished_one_is_ignored_and_written_over(checkpoints: Checkpoints, parts: tuple) -> None:
-    checkpoints.save(*parts, progress(4))
-    checkpoints.save(*parts, progress(6))
+    write(checkpoints, *parts, progress(4))
+    write(checkpoints, *parts, progress(6))
     (checkpoints.folder / "step-00000006" / "manifest.json").unlink()  # the last file to be written
     leftover = checkpoints.folder / "step-00000008.tmp"
     leftover.mkdir()
     (leftover / "__0_0.distcp").write_bytes(b"half")
     (leftover / "__7_0.distcp").write_bytes(b"of a larger world")
     assert checkpoints.newest(warn=pytest.fail)[1].step == 4
-    checkpoints.save(*parts, progress(8))
+    write(checkpoints, *parts, progress(8))
     path, found = checkpoints.newest(warn=pytest.fail)
     assert found.step == 8
     assert not (path / "__7_0.distcp").exists()
@@ -127,8 +150,8 @@ def test_an_unfinished_one_is_ignored_and_written_over(checkpoints: Checkpoints,
 def test_a_damaged_one_is_set_aside_loudly_and_the_one_before_used(
     checkpoints: Checkpoints, parts: tuple, damage: str
 ) -> None:
-    checkpoints.save(*parts, progress(4))
-    checkpoints.save(*parts, progress(6))
+    write(checkpoints, *parts, progress(4))
+    write(checkpoints, *parts, progress(6))
     newest = checkpoints.folder / "step-00000006"
     manifest = newest / "manifest.json"
     match damage:
@@ -156,7 +179,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_until_someone_looks(
     checkpoints: Checkpoints, parts: tuple
 ) -> None:
     for step in (4, 6):
-        checkpoints.save(*parts, progress(step))
+        write(checkpoints, *parts, progress(step))
         flip_a_byte(largest_file(checkpoints.folder / f"step-{step:08d}"))
     said: list[str] = []
     for _ in range(2):  # a job that is requeued must not begin anew over the weights that are there
@@ -166,20 +189,313 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_until_someone_looks(
 
 
 def test_one_of_another_version_is_refused_and_left_alone(checkpoints: Checkpoints, parts: tuple) -> None:
-    checkpoints.save(*parts, progress(4))
+    write(checkpoints, *parts, progress(4))
     manifest = checkpoints.folder / "step-00000004" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 99'))
     with pytest.raises(Refusal, match="written by another version of n2n_dist; continue it with that, or"):
         checkpoints.newest(warn=pytest.fail)
     assert names(checkpoints) == ["step-00000004"]
 
 
 def test_one_of_another_network_is_refused(checkpoints: Checkpoints, parts: tuple) -> None:
-    checkpoints.save(*parts, progress(4))
+    write(checkpoints, *parts, progress(4))
     wide = network(0, width=16)
-    path, _ = checkpoints.newest(warn=pytest.fail)
+    path, found = checkpoints.newest(warn=pytest.fail)
     with pytest.raises(Refusal, match="does not fit this network"):
-        checkpoints.load(path, wide, network(1, width=16), make_optimizer(wide, OptimSettings()))
+        checkpoints.load(path, wide, network(1, width=16), make_optimizer(wide, OptimSettings()), found)
+
+
+def test_training_goes_on_while_a_thread_writes_what_was_there_at_the_save(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = trained(0)
+    before = {name: tensor.clone() for name, tensor in parts[0].state_dict().items()}
+    moment = parts[2].state[parts[0].exit.weight]["exp_avg"].clone()
+    go, commit = threading.Event(), checkpoint_files.commit
+    monkeypatch.setattr(checkpoint_files, "commit", lambda *a: go.wait(20) and commit(*a))
+    checkpoints.save(*parts, progress(1))
+    with torch.no_grad():
+        for tensor in (*parts[0].parameters(), parts[2].state[parts[0].exit.weight]["exp_avg"]):
+            tensor.zero_()
+    assert not checkpoint_files.committed(checkpoints.folder)
+    assert checkpoints.busy
+    go.set()
+    checkpoints.finish()
+    assert not checkpoints.busy
+    other = trained(30)
+    checkpoints.load(*one(checkpoints), *other, progress(1))
+    for name, tensor in other[0].state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert torch.equal(other[2].state[other[0].exit.weight]["exp_avg"], moment)
+
+
+def test_the_next_save_waits_and_uses_the_same_memory(
+    checkpoints: Checkpoints, parts: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    commit = checkpoint_files.commit
+    monkeypatch.setattr(checkpoint_files, "commit", lambda path, what: (commit(path, what), order.append(path.name)))
+    checkpoints.save(*parts, progress(1))
+    buffers = {name: buffer.data_ptr() for name, buffer in checkpoints._buffers.items()}
+    checkpoints.save(*parts, progress(2))
+    assert order[:1] == ["step-00000001.tmp"]
+    checkpoints.wait()
+    checkpoints.wait()
+    assert order == ["step-00000001.tmp", "step-00000002.tmp"]
+    assert {name: buffer.data_ptr() for name, buffer in checkpoints._buffers.items()} == buffers
+    assert checkpoints.staged_bytes == 16 * sum(parameter.numel() for parameter in parts[0].parameters())
+
+
+def test_what_stops_the_thread_other_than_its_files_is_raised(
+    checkpoints: Checkpoints, parts: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object) -> None:
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(checkpoint_files, "commit", lose)
+    checkpoints.save(*parts, progress(1))
+    with pytest.raises(RuntimeError, match="connection closed by peer"):
+        checkpoints.wait()
+
+
+def test_the_best_is_kept_and_its_weights_are_those_of_its_checkpoint(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    best = tmp_path / "best.safetensors"
+    write(checkpoints, *trained(1), progress(1))
+    assert not best.exists(), "no validation yet"
+    for step, best_step in ((2, 2), (3, 2), (4, 2), (5, 2), (6, 2)):
+        write(checkpoints, *trained(step), progress(step, 30.0, best_step))
+        assert trained_steps(best) == 2
+    assert names(checkpoints) == [f"step-0000000{step}" for step in (2, 4, 5, 6)]
+    _, ema, _ = trained(2)
+    for name, tensor in load_model(best, torch.device("cpu")).state_dict().items():
+        assert torch.equal(tensor, ema.state_dict()[name]), name
+    write(checkpoints, *trained(7), progress(7, 31.0, 7))
+    assert trained_steps(best) == 7
+    assert names(checkpoints) == [f"step-0000000{step}" for step in (5, 6, 7)]
+
+
+def test_best_weights_that_are_gone_are_written_again_but_not_from_a_damaged_checkpoint(
+    checkpoints: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, parts = tmp_path / "best.safetensors", trained(2)
+    write(checkpoints, *parts, progress(1, 30.0, 1))
+    write(checkpoints, *parts, progress(2, 30.0, 1))
+    weights = best.read_bytes()
+    best.unlink()
+    path, found = checkpoints.newest(warn=pytest.fail)
+    checkpoints.load(path, *parts, found)
+    assert best.read_bytes() == weights
+    best.unlink()
+    flip_a_byte(largest_file(checkpoints.folder / "step-00000001"))
+    checkpoints.load(path, *parts, found)
+    assert not best.exists()
+    assert "checkpoint step-00000001 is damaged (the bytes of " in capsys.readouterr().out
+
+
+@contextlib.contextmanager
+def full(folder: Path) -> Iterator[None]:
+    """Take all the room that a small file system has left."""
+    with (folder / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    try:
+        yield
+    finally:
+        (folder / "ballast").unlink()
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+
+
+@contextlib.contextmanager
+def limited(folder: Path) -> Iterator[None]:
+    """No file of this process may grow above 100 kB, as with a quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def without_permission(folder: Path) -> Iterator[None]:
+    (folder / "run" / "checkpoints").chmod(0o555)
+    try:
+        yield
+    finally:
+        (folder / "run" / "checkpoints").chmod(0o755)
+
+
+@contextlib.contextmanager
+def vanished(folder: Path) -> Iterator[None]:
+    (folder / "run").rename(folder / "elsewhere")
+    try:
+        yield
+    finally:
+        assert not (folder / "run").exists(), "a disk that is not mounted is not written to"
+        (folder / "elsewhere").rename(folder / "run")
+
+
+@contextlib.contextmanager
+def in_the_way(folder: Path) -> Iterator[None]:
+    """A file stands where the folder of the checkpoints was."""
+    checkpoints = folder / "run" / "checkpoints"
+    checkpoints.rename(folder / "aside")
+    checkpoints.write_text("")
+    try:
+        yield
+    finally:
+        checkpoints.unlink()
+        (folder / "aside").rename(checkpoints)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "reason"),
+    [
+        (full, "No space left on device"),
+        (read_only, "Read-only file system"),
+        (limited, "File too large"),
+        (without_permission, "Permission denied"),
+        (vanished, "No such file or directory"),
+        (in_the_way, "File exists"),
+    ],
+)
+def test_a_save_that_fails_is_told_and_the_next_one_tries_again(
+    request: pytest.FixtureRequest,
+    backend: Backend,
+    parts: tuple,
+    capsys: pytest.CaptureFixture[str],
+    obstacle: Callable[[Path], contextlib.AbstractContextManager[None]],
+    reason: str,
+) -> None:
+    if obstacle is without_permission and os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    folder = request.getfixturevalue("small" if obstacle in (full, read_only) else "tmp_path")
+    (folder / "run").mkdir()
+    checkpoints = Checkpoints(folder / "run", CheckpointSettings(), backend)
+    here = progress(1, 30.0, 1)
+    write(checkpoints, *parts, here)
+    before = (folder / "run" / "best.safetensors").read_bytes()
+    here.step, here.best, here.best_step = 2, 31.0, 2
+    with obstacle(folder):
+        checkpoints.save(*parts, here)
+        checkpoints.wait()
+        assert reason in str(checkpoints.failure)
+        assert (here.best, here.best_step) == (30.0, 1), "what was not saved is not the best"
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith(f"error: {folder}/run/checkpoints")
+        for part in ("step 2 could not be saved", "make room or make the folder writable", "the next save tries again"):
+            assert part in said
+        gone = obstacle in (vanished, in_the_way)
+        assert f"The last good checkpoint is {'none' if gone else 'step-00000001'}" in said
+        here.step = 3
+        checkpoints.save(*parts, here)
+        with pytest.raises(Failure, match=rf"step 3 could not be saved \({reason}"):
+            checkpoints.finish()
+    assert names(checkpoints) == ["step-00000001"], "nothing is left of it"
+    here.step, here.best, here.best_step = 4, 30.5, 4
+    checkpoints.save(*parts, here)
+    checkpoints.finish()
+    assert checkpoints.failure is None
+    assert names(checkpoints) == ["step-00000001", "step-00000004"]
+    assert (folder / "run" / "best.safetensors").read_bytes() != before
+
+
+class Killed(BaseException):
+    """The end of the process: nothing catches it."""
+
+
+class Disk:
+    """Everything that changes the disk, as what lets the program die at one of these moments."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.mortal = False
+        """Whether the program dies after `left` changes."""
+        self.left = 0
+        for owner, name in (
+            (Path, "mkdir"),
+            (Path, "rename"),
+            (Path, "replace"),
+            (Path, "unlink"),
+            (os, "fsync"),
+            (shutil, "rmtree"),
+        ):
+            monkeypatch.setattr(owner, name, self._dying(getattr(owner, name), halfway=name == "rmtree"))
+
+    def _dying(self, change: Callable[..., Any], halfway: bool) -> Callable[..., Any]:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            self.left -= 1
+            if self.left == 0 and halfway and arguments[0].is_dir():  # one file is removed
+                os.remove(max(arguments[0].iterdir()))
+            if self.mortal and self.left <= 0:
+                raise Killed  # and so do all changes after it
+            return change(*arguments, **options)
+
+        return changed
+
+
+def test_a_run_may_be_killed_at_any_moment_of_a_save(
+    tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_step = {step: trained(step) for step in range(1, 6)}
+    settings = CheckpointSettings(keep=2)
+    (tmp_path / "0").mkdir()
+    for step, best_step in ((1, 1), (2, 1), (3, 1)):
+        write(Checkpoints(tmp_path / "0", settings, backend), *by_step[step], progress(step, 30.0, best_step))
+    disk = Disk(monkeypatch)
+    newest = set()
+    for moment in itertools.count(1):
+        run_dir = Path(shutil.copytree(tmp_path / "0", tmp_path / str(moment)))
+        first = Checkpoints(run_dir, settings, backend)
+        # step 3 once more, as after a validation that was made up for, then a new best, which step 1 gives way to
+        disk.mortal, disk.left = True, moment
+        try:
+            write(first, *by_step[3], progress(3, 30.0, 1))
+            write(first, *by_step[4], progress(4, 31.0, 4))
+            killed = False
+        except Killed:
+            killed = True
+        disk.mortal = False
+
+        again = Checkpoints(run_dir, settings, backend)
+        path, found = again.newest(warn=pytest.fail)
+        newest.add(found.step)
+        loaded = trained(9)
+        again.load(path, *loaded, found)
+        assert torch.equal(loaded[0].exit.weight, by_step[found.step][0].exit.weight), moment
+        assert {path.suffix for path in again.folder.iterdir()} == {""}, moment
+        for path in checkpoint_files.committed(again.folder):
+            checkpoint_files.verify(path, checkpoint_files.read_manifest(path).files)
+        best = run_dir / "best.safetensors"
+        assert trained_steps(best) == found.best_step, moment
+        there, here = by_step[found.best_step][1], load_model(best, torch.device("cpu"))
+        assert torch.equal(here.exit.weight, there.exit.weight), moment
+        write(again, *by_step[5], progress(5, found.best, found.best_step))
+        kept = {found.best_step, max(set(range(1, 5)) & {found.step}), 5}
+        assert names(again) == [f"step-0000000{step}" for step in sorted(kept)], moment
+        if not killed:
+            break
+    assert moment > 25
+    assert newest == {3, 4}
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"minutes": 0.0}, {"minutes": float("nan")}, {"keep": 1}])

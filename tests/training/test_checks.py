@@ -5,7 +5,7 @@ import math
 import pytest
 
 from n2n_dist.errors import Refusal
-from n2n_dist.training.checkpoint import Progress
+from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.checks import check_damage, check_finite
 
 

@@ -48,14 +48,14 @@ def test_every_checkpoint_is_listed_newest_first_with_what_it_holds(
     show(run_dir)
     said = lines(capsys.readouterr().out)
     assert list(said) == ["step-00000004", "step-00000002"]
-    samples, mebibytes, ranks, best, *state = said["step-00000004"].split()
-    assert (samples, ranks) == ("32", "1")
+    samples, mebibytes, *by, best = said["step-00000004"].partition(" good")[0].split()
+    assert (samples, by) == ("32", ["single", "process"])
     size = sum(path.stat().st_size for path in (run_dir / "checkpoints/step-00000004").iterdir())
     assert float(mebibytes) == pytest.approx(size / 2**20, abs=0.06)
     assert 5 < float(best) < 50
-    assert " ".join(state) == "good: the run continues here"
+    assert said["step-00000004"].endswith(" good: the run continues here")
     assert said["step-00000002"].startswith("16 ")
-    assert said["step-00000002"].endswith(" 1 good"), "no validation before it"
+    assert said["step-00000002"].endswith(" single process good"), "no validation before it"
     assert contents(run_dir) == before
 
 
@@ -78,7 +78,7 @@ def test_what_is_not_good_is_explained_and_left_alone(run_dir: Path, capsys: pyt
     assert contents(run_dir) == before
 
     manifest = folder / "step-00000003" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 99'))
     with pytest.raises(Refusal, match=r"is refused, because step-00000003 is of another version of n2n_dist$"):
         show(run_dir)
     said = lines(capsys.readouterr().out)
@@ -96,7 +96,7 @@ def test_an_exported_checkpoint_denoises(run_dir: Path, tmp_path: Path) -> None:
     export(run_dir, 4, tmp_path / "four.safetensors")
     assert (tmp_path / "four.safetensors").read_bytes() == (run_dir / "last.safetensors").read_bytes()
 
-    module = ("n2n_dist/training/inspect_checkpoints.py", run_dir)
+    module = ("n2n_dist/training/checkpoint.py", run_dir)
     done = processes.run(*module, "--export", 2, tmp_path / "two.safetensors").checked()
     assert f"next: python launch/denoise.py --run {tmp_path / 'two.safetensors'} " in done.out[0]
     noisy = np.random.default_rng(0).integers(0, 256, (40, 36, 3), dtype=np.uint8)
@@ -132,7 +132,7 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_refuses_as_all_others_do(run_dir: Path, tmp_path: Path) -> None:
-    script = "n2n_dist/training/inspect_checkpoints.py"
+    script = "n2n_dist/training/checkpoint.py"
     for arguments, message in (
         ([tmp_path / "nowhere"], "nowhere: no checkpoints there"),
         ([run_dir, "--export", "newest", tmp_path / "a.safetensors"], "--export newest: not a step"),

@@ -1,4 +1,5 @@
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,31 @@ def test_a_strip_is_a_picture_beside_a_picture(tmp_path: Path) -> None:
     assert pixels.shape == (6, 3 * 5 + 2 * 4, 3)
     assert [pixels[0, column, 0] for column in (0, 9, 18)] == [0, 128, 255]
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["set-00000003.png"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
+def test_a_run_goes_on_without_curves_and_pictures_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    tracker = Tracker(run_dir, 0, 10, main=True)
+    tracker.scalars(1, {"curve": 1.0})
+    (run_dir / "samples").write_text("in the way")
+    for step in (2, 3):
+        tracker.strips(step, {"set": [[torch.zeros(3, 6, 5)] * 3]})
+    said = [line for line in capsys.readouterr().out.splitlines() if "cannot be written" in line]
+    assert [line.partition(" (")[0] for line in said] == [f"{run_dir}: curves and pictures cannot be written"]
+    (run_dir / "samples").unlink()
+    tracker.strips(4, {"set": [[torch.zeros(3, 6, 5)] * 3]})
+    tracker.scalars(4, {"curve": 4.0})
+    assert (run_dir / "samples" / "set-00000004.png").is_file()
+    run_dir.rename(tmp_path / "elsewhere")
+    for step in (5, 6):
+        tracker.strips(step, {"set": [[torch.zeros(3, 6, 5)] * 3]})
+    tracker.close()
+    time.sleep(0.1)  # its thread has died
+    assert not run_dir.exists()
+    assert processes.curves(tmp_path / "elsewhere")["curve"] == {1: 1.0, 4: 4.0}
 
 
 def test_the_window_gathers_its_steps() -> None:
