@@ -4,9 +4,10 @@
     python tests/faults.py --rounds 200 --seed 2 --faults kill damage --launcher accelerate
 
 Every round starts a tiny run in one, two or three processes on the CPU, does one thing to it, starts it again by the
-same command until it ends, and compares it with a run that nothing happened to. The seed chooses what happens when; what
-it meets also depends on the machine. A round that fails leaves its folder. With `--launcher accelerate` the processes
-are started as a user does; by default they are forked from one that has imported torch, which saves ten seconds a start.
+same command until it ends, and compares it with a run that nothing happened to. The seed chooses what happens when;
+what it meets also depends on the machine. A round that fails leaves its folder. With `--launcher accelerate` the
+processes are started as a user does; by default they are forked from one that has imported torch, which saves ten
+seconds a start.
 """
 
 import argparse
