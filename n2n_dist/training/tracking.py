@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from n2n_dist.errors import Refusal
 from n2n_dist.inference.pictures import join_strips
 
 STRAGGLER_RATIO = 1.5
@@ -47,9 +49,10 @@ class Tracker:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each named curve."""
         if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
-            self.writer.flush()
+            with self._room():
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, step)
+                self.writer.flush()
 
     def point(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point of the training curves, and show loss and speed at the progress bar."""
@@ -68,8 +71,9 @@ class Tracker:
                 picture = join_strips(rows)
                 self.writer.add_image(f"{name}: noisy, denoised, reference", picture, step, dataformats="HWC")
                 path = self.run_dir / "samples" / f"{name}-{step:08d}.png"
-                path.parent.mkdir(exist_ok=True)
-                PIL.Image.fromarray(picture).save(path)
+                with self._room():
+                    path.parent.mkdir(exist_ok=True)
+                    PIL.Image.fromarray(picture).save(path)
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
@@ -81,7 +85,19 @@ class Tracker:
         """Finish the bar and the event file."""
         self.bar.close()
         if self.writer:
-            self.writer.close()
+            with self._room():
+                self.writer.close()
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Surround what writes; a writer's thread may say so only with the next point."""
+        try:
+            yield
+        except OSError as error:
+            raise Refusal(
+                f"run.dir {self.run_dir}: curves and pictures cannot be written ({error.strerror or error}); make room, "
+                "and the same command continues"
+            ) from None
 
 
 class Window:

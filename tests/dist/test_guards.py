@@ -69,8 +69,8 @@ def test_a_second_run_is_refused_and_a_run_whose_folder_is_removed_ends(tmp_path
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_from_its_last_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max_restarts=1"]
-    command += [f"--master_port={processes.free_port()}", "launch/train.py", *processes.TINY]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--max_restarts=1", "launch/train.py", *processes.TINY]
     command += [f"run.dir={tmp_path / 'run'}", "train.steps=200", "checkpoint.every=20", "train.log_every=20"]
     log = tmp_path / "log"
     environment = os.environ | processes.WITHOUT_GPU | {"ACCELERATE_USE_CPU": "true"}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from n2n_dist.errors import Refusal
 from n2n_dist.training import tracking
 from n2n_dist.training.tracking import OwnTime, Stragglers, Tracker, Window, memory_bytes
 
@@ -74,6 +75,14 @@ def test_other_ranks_than_0_write_and_print_nothing(tmp_path: Path, capsys: pyte
     tracker.close()
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr() == ("", "")
+
+
+def test_curves_that_cannot_be_written_stop_the_run(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, 0, 10, main=True)
+    (tmp_path / "samples").write_text("")
+    with pytest.raises(Refusal, match=rf"^run.dir {tmp_path}: curves and pictures cannot be written \(.*\); make room"):
+        tracker.strips(3, {"set": [[torch.zeros(3, 4, 4)] * 3]})
+    tracker.close()
 
 
 def test_a_strip_is_a_picture_beside_a_picture(tmp_path: Path) -> None:
