@@ -45,8 +45,7 @@ def kill(round_: Round) -> None:
     for _ in range(round_.random.randint(1, 2)):
         with round_.start() as run:
             run.join(round_.random.uniform(0, round_.life))
-            run.kill(signal.SIGKILL, round_.some_ranks())
-            run.finish(30)
+            run.die(round_.some_ranks())
     round_.again()
 
 
@@ -54,8 +53,7 @@ def kill_in_save(round_: Round) -> None:
     """All ranks or one of them are killed while a checkpoint is written, named, or an older one removed."""
     with round_.start() as run:
         moment_of_a_save(round_, run)
-        run.kill(signal.SIGKILL, round_.some_ranks())
-        run.finish(30)
+        run.die(round_.some_ranks())
     round_.again()
 
 
@@ -63,8 +61,7 @@ def damage(round_: Round) -> None:
     """The newest checkpoint is damaged between two starts."""
     with round_.start() as run:
         run.wait(lambda: len(round_.committed()) > 1, 0.01)
-        run.kill(signal.SIGKILL, list(range(round_.world)))
-        run.finish(30)
+        run.die(list(range(round_.world)))
     older, newest = round_.committed()[-2:]
     path = round_.random.choice(sorted(path for path in newest.iterdir() if path.stat().st_size))
     kind = round_.random.choice(["flip", "truncate", "remove", "remove the manifest"])
@@ -84,7 +81,10 @@ def damage(round_: Round) -> None:
 
 
 def send_signal(round_: Round) -> None:
-    """SIGTERM, SIGUSR1 or SIGINT, sometimes two, in the start, the loop, a validation or a save."""
+    """SIGTERM, SIGUSR1 or SIGINT, sometimes two, in the start, the loop, a validation or a save.
+
+    It leaves a marker, unless the program has not begun to listen, or the second one ends it at once.
+    """
     phase = round_.random.choice(["start", "loop", "validation", "save"])
     number = round_.random.choice(SIGNALS)
     with round_.start() as run:
@@ -248,8 +248,7 @@ def read_only(round_: Round) -> None:
         with round_.start() as run:
             if round_.random.random() < 0.5:
                 run.wait(lambda: bool(round_.committed()), 0.01)
-            run.kill(signal.SIGKILL, list(range(round_.world)))
-            run.finish(30)
+            run.die(list(range(round_.world)))
         command = ["mount", "-o", "remount,ro", str(round_.run_dir)]
         end = time.monotonic() + 20
         while subprocess.run(command, capture_output=True).returncode:  # loader workers of the killed run end soon

@@ -74,6 +74,14 @@ class Start:
             expect(time.monotonic() < end, "nothing happens for so long")
         return True
 
+    def die(self, ranks: list[int]) -> None:
+        """Kill ranks; the others must see it and end, unless they have not met yet: their launcher ends those."""
+        self.kill(signal.SIGKILL, ranks)
+        if len(ranks) == len(self.pids()) or "world    " not in self.text():
+            self.join(5)
+        else:
+            self.finish(60)
+
     def finish(self, patience: float = PATIENCE) -> list[int | None]:
         codes = self.join(patience)
         expect(codes is not None, f"hangs: it still runs {patience:.0f} s later")

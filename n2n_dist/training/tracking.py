@@ -95,8 +95,8 @@ class Tracker:
             yield
         except OSError as error:
             raise Refusal(
-                f"run.dir {self.run_dir}: curves and pictures cannot be written ({error.strerror or error}); make room, "
-                "and the same command continues"
+                f"run.dir {self.run_dir}: curves and pictures cannot be written ({error.strerror or error}); make "
+                "room, and the same command continues"
             ) from None
 
 
