@@ -133,10 +133,14 @@ def launched(world: int, arguments: list[str], log: Path) -> Iterator[Start]:
         except subprocess.TimeoutExpired:
             return None
 
+    known: list[int] = []
+
     def pids() -> list[int]:
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
         found = [int(pid) for pid in children.read_text().split()] if children.exists() else []
-        return found if len(found) == world else []
+        if len(found) == world and not known:
+            known.extend(found)
+        return known
 
     try:
         yield Start(pids, join, log.read_text)
