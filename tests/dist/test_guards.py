@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import processes
 import pytest
@@ -37,13 +38,13 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on_later(tmp_path: Path) ->
 
 
 def test_a_slow_rank_is_named_with_its_host(tmp_path: Path) -> None:
-    steps = int(STRAGGLER_SECONDS / 0.5) + 8
+    steps = int(STRAGGLER_SECONDS) + 6
     settings = (f"run.dir={tmp_path}", f"train.steps={steps}", "train.log_every=2")
-    hold = processes.Hold("n2n_dist.training.loop.noisy_pair", 1000, tmp_path / "held", rank=1, seconds=0.5)
+    hold = processes.Hold("n2n_dist.training.loop.noisy_pair", 1000, tmp_path / "held", rank=1, seconds=1.0)
     slow = processes.train(*settings, world=2, hold=hold).checked()
     assert slow.out[0].count(f"rank 1 on {socket.gethostname()} is slow, and all wait for it") == 1
     ratios = list(processes.curves(tmp_path)["speed/slowest_rank"].values())
-    assert min(ratios[1:]) > 1.5
+    assert median(ratios) > 1.5
 
 
 def test_a_second_run_is_refused_and_a_run_whose_folder_is_removed_ends(tmp_path: Path) -> None:
