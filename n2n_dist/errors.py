@@ -1,4 +1,4 @@
-"""The one error for what a user can put right."""
+"""The errors that are told in one message: what a user can put right, and the loss of a process."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ class Failure(Refusal):
     """What the machine could not do, such as write to a full disk: told like a refusal, but the input was good."""
 
 
+class LostProcess(Exception):
+    """Another process of the run has died or hangs: nothing is wrong with the input, and the same command continues."""
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a script's main function and exit with its code.
 
     Exit codes: 0 done, 2 a refusal, 1 anything else. A refusal or failure is one clear message without a traceback.
-    With several processes a refusal is raised on all of them, and the first one of each machine prints it.
+    With several processes a refusal is raised on all of them, and the first one of each machine prints it. That one may
+    be the process that is lost, so every one that is left says so.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -36,17 +41,23 @@ def run_command(command: Callable[[], None]) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {refusal}", file=sys.stderr, flush=True)
         sys.exit(1 if isinstance(refusal, Failure) else 2)
+    except LostProcess as lost:
+        print(f"error: {lost}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def write_error_file(run_dir: Path, error: BaseException) -> None:
     """Leave the last error of a run in `RUN/error.txt`: a launcher's own traceback buries ours.
 
-    All ranks raise the same refusal, so only rank 0 writes it. A run that fails is not one to be continued by itself.
+    All ranks raise the same refusal, so only rank 0 writes it. That a process is lost is written by the first that
+    notices, after what the lost one itself has left. A run that fails is not one to be continued by itself.
     """
     if isinstance(error, Refusal) and os.environ.get("RANK", "0") != "0":
         return
     remove_marker(run_dir)
-    text = str(error) if isinstance(error, Refusal) else "".join(traceback.format_exception(error))
+    known = isinstance(error, Refusal | LostProcess)
+    text = str(error) if known else "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):  # the folder may be what the error is about
         if run_dir.is_dir():
-            (run_dir / "error.txt").write_text(text.rstrip() + "\n")
+            with (run_dir / "error.txt").open("x" if isinstance(error, LostProcess) else "w") as file:
+                file.write(text.rstrip() + "\n")

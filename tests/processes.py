@@ -81,7 +81,7 @@ class Hold:
     rank: int | None = None
     """The rank that waits; None: all."""
     seconds: float = 0.0
-    """What every call takes longer."""
+    """What every call takes longer, on these ranks."""
 
     def calls(self, rank: int) -> int:
         path = self.folder / str(rank)
@@ -325,7 +325,7 @@ def _wait_at(hold: Hold) -> None:
         held = hold.rank in (None, rank) and hold.calls(rank) == hold.call
         while held and not (hold.folder / "go").exists():
             time.sleep(0.01)
-        time.sleep(hold.seconds)
+        time.sleep(hold.seconds if hold.rank in (None, rank) else 0)
         return function(*arguments, **options)
 
     setattr(module, name, waiting)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from n2n_dist.errors import Failure, Refusal, run_command, write_error_file
+from n2n_dist.errors import Failure, LostProcess, Refusal, run_command, write_error_file
 
 
 def refuse() -> None:
@@ -40,6 +40,27 @@ def test_the_first_process_of_each_machine_prints_and_all_leave_with_the_same_co
         run_command(refuse)
     assert caught.value.code == 2
     assert bool(capsys.readouterr().err) == printed
+
+
+def test_the_loss_of_a_process_is_one_line_and_no_refusal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lose() -> None:
+        raise LostProcess("rank 0 is gone")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as caught:
+        run_command(lose)
+    assert caught.value.code == 1
+    assert capsys.readouterr() == ("", "error: rank 0 is gone\n")
+
+
+def test_the_loss_of_a_process_does_not_hide_what_that_one_left(tmp_path: Path) -> None:
+    write_error_file(tmp_path, LostProcess("rank 0 is gone"))
+    assert (tmp_path / "error.txt").read_text() == "rank 0 is gone\n"
+    write_error_file(tmp_path, ValueError("a bug"))
+    write_error_file(tmp_path, LostProcess("rank 1 is gone"))
+    assert (tmp_path / "error.txt").read_text().endswith("ValueError: a bug\n")
 
 
 def test_success_and_bugs_pass_through(capsys: pytest.CaptureFixture[str]) -> None:

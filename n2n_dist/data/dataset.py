@@ -157,6 +157,13 @@ class CropDataset(torch.utils.data.Dataset):
         assert batch is not None
         return batch
 
+    def largest(self, places: Sequence[tuple[int, int]]) -> tuple[float, str]:
+        """Return the largest absolute value of the crops at `places`, where white is 1, and the sample it is in."""
+        batch = self[places]
+        values = batch.normalised().abs().amax(dim=(1, 2, 3, 4))
+        tar, sample = self.index.sample(int(batch.samples[values.argmax()]))
+        return values.max().item(), f"{tar}: sample {sample.key}"
+
     def _read(self, places: Sequence[tuple[int, int]], memory: np.ndarray, mixed: bool) -> Batch | None:
         """Read a batch of samples of one type, or, if they may be `mixed`, of any; None if they are of several."""
         count = len(places)
@@ -236,13 +243,15 @@ class RankOrder(torch.utils.data.Sampler):
         """Go on for ever; the loop counts steps."""
         samples_seen = self.samples_seen
         while True:
-            first = samples_seen + self.first
-            places = list(
-                enumerate(self.order.batch(samples_seen, self.first, self.first + self.share).tolist(), first)
-            )
+            places = self.at(samples_seen)
             for start in range(0, self.share, self.micro_batch):
                 yield places[start : start + self.micro_batch]
             samples_seen += self.order.batch_size
+
+    def at(self, samples_seen: int) -> list[tuple[int, int]]:
+        """Return the slice of the batch that comes after `samples_seen` samples."""
+        numbers = self.order.batch(samples_seen, self.first, self.first + self.share)
+        return list(enumerate(numbers.tolist(), samples_seen + self.first))
 
 
 def _symmetry(pixels: np.ndarray, turns: int, flip: bool) -> np.ndarray:

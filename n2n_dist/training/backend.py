@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import accelerate
@@ -21,6 +23,7 @@ from torch import nn
 from n2n_dist.devices import autocast, set_threads, use_gpu
 from n2n_dist.errors import Failure, Refusal
 from n2n_dist.training import zero
+from n2n_dist.training.watchdog import MARGIN_SECONDS, Watchdog
 
 T = TypeVar("T")
 BUCKET_MB = 4
@@ -64,7 +67,14 @@ def plan_batch(batch: int, largest_micro_batch: int | None) -> BatchPlan:
 class Backend:
     """One process's view of the run."""
 
-    def __init__(self, plan: BatchPlan, clip: float, dtype: torch.dtype | None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        plan: BatchPlan,
+        clip: float,
+        dtype: torch.dtype | None,
+        threads: int | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> None:
         """Start Accelerate and, where the launch file says so, DeepSpeed.
 
         Args:
@@ -72,6 +82,7 @@ class Backend:
             clip: largest gradient norm; 0 for no clipping.
             dtype: type of the matrix products, None for float32.
             threads: threads on a CPU; default the cores divided by the ranks of this machine.
+            watchdog: ends this process when other ranks do not answer.
 
         Raises:
             Refusal: ZeRO-3, or processes that found no common world.
@@ -85,6 +96,10 @@ class Backend:
         accumulation = accelerate.utils.GradientAccumulationPlugin(
             num_steps=plan.accumulation, sync_with_dataloader=False
         )
+        handlers: list[accelerate.utils.KwargsHandler] = []
+        if watchdog is not None and plan.world_size > 1:
+            timeout = timedelta(seconds=watchdog.timeout + MARGIN_SECONDS)
+            handlers.append(accelerate.InitProcessGroupKwargs(timeout=timeout))
         arguments: dict[str, Any] = {"gradient_accumulation_plugin": accumulation, "mixed_precision": "no"}
         self.name = "single process"
         if self.zero:
@@ -104,11 +119,11 @@ class Backend:
             arguments["deepspeed_plugin"] = zero.Plugin(hf_ds_config=zero.configuration(stage, plan, clip, dtype))
         elif plan.world_size > 1:
             self.name = "DDP"
-            arguments["kwargs_handlers"] = [
+            handlers.append(
                 accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB)
-            ]
+            )
         # cpu=True would turn a DeepSpeed launch into plain DDP; without it DDP on a CPU gives worlds of one
-        self.accelerator = accelerate.Accelerator(cpu=not gpu and not self.zero, **arguments)
+        self.accelerator = accelerate.Accelerator(cpu=not gpu and not self.zero, kwargs_handlers=handlers, **arguments)
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             set_threads(threads)
@@ -119,6 +134,11 @@ class Backend:
                 f"this process is rank {self.rank} of {self.world_size}, but the launcher started rank "
                 f"{os.environ.get('RANK', 0)} of {plan.world_size}; use one of launch/backends/*.yaml"
             )
+        self.watchdog = watchdog or Watchdog(float("inf"), lambda lost: None)
+        self.hosts: list[str] = self.agree(None, socket.gethostname())
+        """The machine of each rank."""
+        if watchdog is not None and self.world_size > 1:
+            watchdog.start(self.rank, self.hosts)
 
     @property
     def main(self) -> bool:
@@ -164,6 +184,7 @@ class Backend:
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a micro-batch. Under DeepSpeed the last one of a step also steps."""
         self.accelerator.backward(loss)
+        self.watchdog.progress()
 
     def step(self, model: nn.Module, optimizer: Any) -> torch.Tensor:
         """Clip, step, and return the global gradient norm before clipping, the same on every rank.
@@ -193,6 +214,19 @@ class Backend:
             dist.all_reduce(values)
         return values
 
+    def new_group(self) -> dist.ProcessGroup | None:
+        """Return a group of all ranks for another thread, on the CPU; None for one process."""
+        if self.world_size == 1:
+            return None
+        seconds = min(self.watchdog.timeout, 86400.0) + MARGIN_SECONDS
+        return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)))
+
+    def each(self, value: float) -> list[float]:
+        """Return the number that each rank gives, by rank; every rank must call this."""
+        values = torch.zeros(self.world_size, dtype=torch.float64)
+        values[self.rank] = value
+        return self.sum(values).tolist()
+
     def agree(self, refusal: Exception | None, word: Any = None, group: dist.ProcessGroup | None = None) -> list[Any]:
         """Raise on all ranks what one of them has to refuse, else return each one's word; every rank must call this.
 
@@ -202,6 +236,7 @@ class Backend:
         if self.world_size > 1:
             gathered *= self.world_size
             dist.all_gather_object(gathered, (refusal, word), group=group)
+        self.watchdog.progress()
         for found, _ in gathered:
             if found is not None:
                 raise found
@@ -248,6 +283,7 @@ class Backend:
 
     def close(self) -> None:
         """Leave the world, so that no rank waits for another one at exit."""
+        self.watchdog.stop()
         self.accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()

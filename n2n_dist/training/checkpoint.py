@@ -18,10 +18,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -32,6 +31,7 @@ from n2n_dist.training import checkpoint_files as files
 from n2n_dist.training.backend import Backend
 from n2n_dist.training.checkpoint_files import Manifest, Progress
 from n2n_dist.training.inspect_checkpoints import main
+from n2n_dist.training.watchdog import lost_process
 from n2n_dist.training.zero import MOMENTS
 
 T = TypeVar("T")
@@ -58,12 +58,28 @@ class CheckpointSettings:
 class Checkpoints:
     """The checkpoints and the best weights of a run folder. All ranks call every method, in the same order."""
 
-    def __init__(self, run_dir: Path, settings: CheckpointSettings, backend: Backend) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        settings: CheckpointSettings,
+        backend: Backend,
+        problem: Callable[[], Refusal | None] = lambda: None,
+    ) -> None:
+        """Write nothing yet.
+
+        Args:
+            run_dir: the run's folder.
+            settings: when to write, and what to keep.
+            backend: of the run.
+            problem: says why this run may write no more, such as that the folder is another run's by now.
+
+        """
         self.folder = run_dir / "checkpoints"
         self.best_weights = run_dir / BEST
         self.settings = settings
         self.backend = backend
-        self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if dist.is_initialized() else None
+        self.problem = problem
+        self.group = backend.new_group()
         """Of the threads that write: the training uses the other ones meanwhile."""
         self.failure: Failure | None = None
         """Why the last save failed, the same on all ranks."""
@@ -101,6 +117,7 @@ class Checkpoints:
 
         """
         self.wait()
+        self.backend.agree(self.problem())
         shapes = files.named_tensors(model, ema, lambda p: dict.fromkeys(MOMENTS, p))
         sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in shapes}
         mine = set(files.share_out(sizes, self.backend.world_size)[self.backend.rank])
@@ -230,18 +247,23 @@ class Checkpoints:
             try:
                 dcp.save(share, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
             except CheckpointException as error:  # no Exception, and raised on all ranks
+                for cause, _ in error.failures.values():
+                    if lost_process(cause):
+                        raise cause from None
                 raise OSError(files.reason(error)) from None
             digests = self._on_all(
                 lambda: {path.name: files.sha256(path) for path in partial.glob(f"__{self.backend.rank}_*")}
             )
 
             def commit() -> None:
+                if refusal := self.problem():  # this process may have stood still since the beginning of the save
+                    raise refusal
                 written = {name: digest for part in digests for name, digest in part.items()}
                 written[".metadata"] = files.sha256(partial / ".metadata")
                 files.commit(partial, Manifest(progress, self.backend.world_size, self.backend.name, written))
 
             self._on_main(commit)
-        except OSError:
+        except (OSError, Refusal):
             if self.backend.main:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -294,7 +316,7 @@ class Checkpoints:
         result, failure = None, None
         try:
             result = action()
-        except OSError as error:
+        except (OSError, Refusal) as error:
             failure = error
         return self.backend.agree(failure, result, self.group)
 

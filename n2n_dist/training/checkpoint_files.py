@@ -115,8 +115,8 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def committed(folder: Path) -> list[Path]:
-    """List the finished checkpoints in a folder, newest first."""
-    folders = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and (path / MANIFEST).is_file()]
+    """List the finished checkpoints in a folder, newest first; one without its manifest has been damaged since."""
+    folders = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
     return sorted(folders, reverse=True)
 
 

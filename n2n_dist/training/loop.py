@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from statistics import median_low
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,9 +30,11 @@ from n2n_dist.training.checkpoint import Checkpoints
 from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.checks import check_continuation, check_damage, check_finite
 from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
+from n2n_dist.training.owner import Owner
 from n2n_dist.training.precision import arrange, autocast_type, memory_format
-from n2n_dist.training.tracking import Tracker, Window, memory_bytes
+from n2n_dist.training.tracking import OwnTime, Stragglers, Tracker, Window, memory_bytes
 from n2n_dist.training.validation import Validation, mean_psnr
+from n2n_dist.training.watchdog import Watchdog, lost_process
 
 if TYPE_CHECKING:
     from n2n_dist.config import Config
@@ -72,25 +75,38 @@ def train(config: Config, dry_run: bool = False) -> None:
     Raises:
         Refusal: data, settings or checkpoint cannot be worked with; also left in RUN/error.txt.
         Failure: the last checkpoint or the weights cannot be written; likewise.
+        LostProcess: another process of the run has died.
 
     """
     run_dir = Path(config.run.dir)
     if not dry_run:
         interrupt.remove_marker(run_dir)
+    owner = Owner(run_dir)
+
+    def leave_error(error: BaseException) -> None:
+        if not (dry_run or owner.foreign):
+            write_error_file(run_dir, error)
+
     try:
         with contextlib.ExitStack() as at_end:
-            _train(config, run_dir, dry_run, at_end)
+            _train(config, run_dir, dry_run, owner, Watchdog(config.train.timeout, leave_error), at_end)
     except Exception as error:
-        if not dry_run:
-            write_error_file(run_dir, error)
+        lost = lost_process(error)
+        leave_error(lost or error)
+        if lost:
+            raise lost from None
         raise
+    finally:
+        owner.release()
 
 
-def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.ExitStack) -> None:
+def _train(
+    config: Config, run_dir: Path, dry_run: bool, owner: Owner, watchdog: Watchdog, at_end: contextlib.ExitStack
+) -> None:
     # processes, data and batch arithmetic: refused before anything large is allocated
     plan = plan_batch(config.data.batch, config.train.micro_batch)
     dtype = autocast_type(config.train.precision)
-    backend = Backend(plan, config.optim.clip, dtype, config.train.threads)
+    backend = Backend(plan, config.optim.clip, dtype, config.train.threads, watchdog)
     channels, crops = config.model.channels, config.pairs.crops
     index, order, dataset = backend.on_all(
         lambda: open_data(config.data, config.run.seed, channels, crops, backend.machine_slots)
@@ -114,10 +130,11 @@ def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.Exit
     progress = Progress(
         step=0, samples_seen=0, best=None, steps=config.train.steps, data=index.fingerprint, identity=config.identity()
     )
-    checkpoints = Checkpoints(run_dir, config.checkpoint, backend)
+    checkpoints = Checkpoints(run_dir, config.checkpoint, backend, owner.problem)
     found = None
     if not dry_run:
         backend.on_main(lambda: config.check_run_dir(run_dir))
+        backend.on_main(lambda: owner.claim(lambda line: print(line, flush=True)))
         found = checkpoints.newest(warn=print)
         backend.on_main(lambda: check_continuation(run_dir, found, progress))
     if found:
@@ -136,6 +153,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.Exit
     at_end.callback(prefetcher.stopped.set)
     if index.remote and backend.local_rank == 0 and not dry_run:
         prefetcher.start()  # after the loader: its workers are forked, and a fork should copy no lock that is held
+    own_time, stragglers = OwnTime(backend.device), Stragglers(backend.hosts)
     gone: list[Refusal] = []
     """Why this rank's crops are zeros; the other ranks do not know yet."""
 
@@ -146,6 +164,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.Exit
         parts: dict[str, torch.Tensor] = {}
         waited, bad = 0.0, []
         for _ in range(plan.accumulation):
+            own_time.mark()
             start = time.perf_counter()
             batch = next(loader)
             waited += time.perf_counter() - start
@@ -156,6 +175,7 @@ def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.Exit
             with backend.accumulate(model):
                 with autocast(backend.device, dtype):
                     terms = losses(model, features, config.loss, inputs, targets)
+                own_time.mark()
                 backend.backward(terms["total"])
             for name, value in terms.items():
                 parts[name] = parts.get(name, 0) + value.detach() / plan.accumulation
@@ -222,7 +242,8 @@ def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.Exit
         saving = last or validating or progress.step % config.checkpoint.every == 0
         logging = saving or progress.step % config.train.log_every == 0
         if logging or progress.step >= agree_at:  # before anything is logged or saved
-            signals, paces = zip(*backend.agree(next(iter(gone), None), (interrupt.received(), pace)), strict=True)
+            refusal = next(iter(gone), None) or owner.problem()
+            signals, paces = zip(*backend.agree(refusal, (interrupt.received(), pace)), strict=True)
             stopping = any(signals)
             agree_at = progress.step + max(1, min(AGREE_EVERY, int(AGREE_SECONDS / max(paces))))
             pace = window.seconds() / window.steps  # now that this rank has waited for its device
@@ -235,13 +256,18 @@ def _train(config: Config, run_dir: Path, dry_run: bool, at_end: contextlib.Exit
             saving = saving or stopping or minutes > config.checkpoint.minutes
             progress.bad_samples += int(bad_samples)
             logged = {f"train/{name}": value / backend.world_size for name, value in zip(parts, sums, strict=True)}
-            logged["train/gradient_norm"] = window.gradient_norm.item()
+            logged["train/gradient_norm"] = window.gradient_norm()
             logged["train/learning_rate"] = learning_rate(config.optim, step, config.train.steps)
             logged["speed/images_per_second"] = window.steps * plan.batch / window.seconds()
             logged["speed/waiting_for_data"] = waiting / backend.world_size
             logged["memory/peak_gib"] = memory_bytes(backend.device) / 2**30
+            own_times = backend.each(own_time.seconds())
+            if backend.world_size > 1:
+                logged["speed/slowest_rank"] = max(own_times) / median_low(own_times)
+                for warning in stragglers.add(own_times):
+                    tracker.say(warning)
             tracker.point(progress.step, logged)
-            check_finite(logged, progress)
+            check_finite(logged, progress, window, backend, dataset, places)
             check_damage(progress, config.data.max_bad)
 
             if validating:

@@ -34,6 +34,9 @@ class TrainSettings:
     """Use only algorithms that give the same bits every time; slower on a GPU, no difference on a CPU."""
     log_every: int = 20
     """Steps between two points of the TensorBoard curves."""
+    timeout: float = 600
+    """Seconds without progress after which the processes of a run stop waiting for each other and end. Compiling at
+    the start, a step, and the first read of a shard from slow storage must fit."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every"):
@@ -42,6 +45,8 @@ class TrainSettings:
         for name in ("micro_batch", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise Refusal(f"train.{name} {getattr(self, name)}: must be 1 or more")
+        if not 0 < self.timeout < 1e7:  # torch counts in milliseconds
+            raise Refusal(f"train.timeout {self.timeout}: must be above 0 and below 1e7 seconds")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise Refusal(f"train.precision {self.precision!r}: must be auto, bf16 or fp32")
         if self.compile not in ("auto", "on", "off"):

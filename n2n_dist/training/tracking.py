@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median_low
+from typing import Any
 
 import PIL.Image
 import torch
@@ -25,6 +28,12 @@ CHARTS = {
     "share of the time waiting for data": ["speed/waiting_for_data"],
 }
 """What to look at first, on TensorBoard's page of custom scalars: title of a chart, and its curves."""
+STRAGGLER_RATIO = 1.5
+"""A rank that takes this many times the median is worth a warning."""
+STRAGGLER_SECONDS = 10.0
+"""Least time over which that is measured: a single step says nothing."""
+SILENCE_SECONDS = 600.0
+"""Time between two warnings of one rank."""
 
 
 class Tracker:
@@ -133,7 +142,8 @@ class Window:
         self.waited = 0.0
         self.bad_samples = 0
         self.losses: dict[str, torch.Tensor] = {}
-        self.gradient_norm = torch.zeros(())
+        self.totals: list[torch.Tensor] = []
+        self.gradient_norms: list[torch.Tensor] = []
 
     def add(self, losses: Mapping[str, torch.Tensor], gradient_norm: torch.Tensor, waited: float, bad: int) -> None:
         """Count one step; nothing waits for the device."""
@@ -141,16 +151,90 @@ class Window:
         self.waited += waited
         self.bad_samples += bad
         self.losses = {name: self.losses.get(name, 0) + value for name, value in losses.items()}
-        # keeps what is not finite: ZeRO skips such a step without a word
-        self.gradient_norm = torch.maximum(self.gradient_norm.to(gradient_norm.device), gradient_norm)
+        self.totals.append(losses["total"])
+        self.gradient_norms.append(gradient_norm)
 
     def means(self) -> torch.Tensor:
         """Return the mean of each part of the loss, float64 on the CPU; waits for the device."""
         return torch.stack(list(self.losses.values())).double().cpu() / self.steps
 
+    def gradient_norm(self) -> float:
+        """Return the largest norm, and what is not finite before all: ZeRO skips such a step without a word."""
+        return torch.stack(self.gradient_norms).max().item()
+
+    def first_broken(self) -> tuple[int, int]:
+        """Return the first of the steps, from 0, whose loss on this rank is not finite, and whose gradient is not.
+
+        Where all are, their number.
+        """
+
+        def first(values: list[torch.Tensor]) -> int:
+            finite = torch.isfinite(torch.stack(values)).tolist()
+            return finite.index(False) if False in finite else self.steps
+
+        return first(self.totals), first(self.gradient_norms)
+
     def seconds(self) -> float:
         """Return the time since the last point."""
         return time.perf_counter() - self.start
+
+
+class OwnTime:
+    """A rank's own part of its steps, in which it waits for no other rank: the data, noise and forward passes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        """Begin a part, or end it. A GPU notes the time when it comes there; nothing waits for it."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        """Return the sum since this was last asked; waits for the device."""
+        pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
+        self._marks = []
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
+        return sum(end - begin for begin, end in pairs)
+
+
+class Stragglers:
+    """Finds a rank that all others wait for."""
+
+    def __init__(self, hosts: Sequence[str]) -> None:
+        """Begin; `hosts` names the machine of each rank."""
+        self.hosts = hosts
+        self._sums: list[float] | None = None  # of the first point, where the networks compile, nothing is concluded
+        self._since = time.monotonic()
+        self._said: dict[int, float] = {}
+
+    def add(self, times: Sequence[float]) -> list[str]:
+        """Take each rank's own time since the last point; return, once in a while, a warning."""
+        now = time.monotonic()
+        if self._sums is None:
+            self._sums, self._since = [0.0] * len(times), now
+            return []
+        self._sums = [total + own for total, own in zip(self._sums, times, strict=True)]
+        if now - self._since < STRAGGLER_SECONDS:
+            return []
+        slowest, usual = max(self._sums), median_low(self._sums)
+        rank = self._sums.index(slowest)
+        self._sums, self._since = [0.0] * len(times), now
+        if slowest < STRAGGLER_RATIO * usual or now - self._said.get(rank, -math.inf) < SILENCE_SECONDS:
+            return []
+        self._said[rank] = now
+        return [
+            f"rank {rank} on {self.hosts[rank]} is slow, and all wait for it: its data and forward passes take "
+            f"{slowest / usual:.1f} times as long as the median rank's; look there for other programs, a throttled "
+            "processor, slow storage"
+        ]
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -57,7 +57,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_with_nothing_bad_saved(tmp_pa
     message = refused(f"run.dir={tmp_path / 'run'}", *settings, "data.validation=shards/demo/validation")
     assert message.startswith("step 2: ")
     assert "train/total" in message
-    assert "not finite" in message
+    assert "not finite, with the samples at positions 8 to 11 (rank 0), 12 to 15 (rank 1); the largest value" in message
     assert (tmp_path / "run" / "error.txt").read_text().strip() == message
     assert not list((tmp_path / "run").rglob("*.safetensors"))
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -107,7 +107,10 @@ def test_a_rank_that_dies_takes_the_others_with_it(tmp_path: Path) -> None:
     finished = processes.train(f"run.dir={tmp_path}", "train.steps=9", world=2, kill_at=2 * 8 + 4)
     assert finished.codes == [1, -9]
     assert finished.seconds < SOON
-    assert (tmp_path / "error.txt").read_text()
+    message = (tmp_path / "error.txt").read_text()
+    assert message.startswith("another process of this run is gone (")
+    assert finished.err[0].endswith(f"error: {message}")
+    assert "Traceback" not in finished.err[0]
 
 
 def test_samples_that_only_one_rank_cannot_read(tmp_path: Path) -> None:

@@ -123,8 +123,6 @@ def test_a_step_that_is_saved_again_replaces_the_old_one(checkpoints: Checkpoint
 
 def test_an_unfinished_one_is_ignored_and_written_over(checkpoints: Checkpoints, parts: tuple) -> None:
     write(checkpoints, *parts, progress(4))
-    write(checkpoints, *parts, progress(6))
-    (checkpoints.folder / "step-00000006" / "manifest.json").unlink()  # the last file to be written
     leftover = checkpoints.folder / "step-00000008.tmp"
     leftover.mkdir()
     (leftover / "__0_0.distcp").write_bytes(b"half")
@@ -142,6 +140,7 @@ def test_an_unfinished_one_is_ignored_and_written_over(checkpoints: Checkpoints,
     [
         "a flipped byte",
         "a missing file",
+        "no manifest",
         "half a manifest",
         "another step in the manifest",
         "a manifest of another kind",
@@ -159,6 +158,8 @@ def test_a_damaged_one_is_set_aside_loudly_and_the_one_before_used(
             flip_a_byte(largest_file(newest))
         case "a missing file":
             (newest / ".metadata").unlink()
+        case "no manifest":
+            manifest.unlink()
         case "half a manifest":
             manifest.write_text(manifest.read_text()[:100])
         case "another step in the manifest":

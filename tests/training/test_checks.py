@@ -1,12 +1,21 @@
 """What needs a run folder is tested with runs, in test_loop.py and tests/dist/test_stops.py."""
 
 import math
+import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 
+from n2n_dist.data.dataset import CropDataset, RankOrder
+from n2n_dist.data.order import Order
+from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
+from n2n_dist.training.backend import Backend
 from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.checks import check_damage, check_finite
+from n2n_dist.training.tracking import Window
 
 
 def progress(bad_samples: int = 0) -> Progress:
@@ -14,10 +23,21 @@ def progress(bad_samples: int = 0) -> Progress:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_named(value: float) -> None:
-    check_finite({"train/total": 1e30, "train/pixel": 0.0}, progress())
-    with pytest.raises(Refusal, match=r"^step 7: train/pixel is not finite; the last checkpoint is good"):
-        check_finite({"train/total": 1.0, "train/pixel": value}, progress())
+def test_the_first_step_that_is_not_finite_is_named_with_its_samples(
+    backend: Backend, make_shards: Callable[..., Path], value: float
+) -> None:
+    index = Index([make_shards(8)])
+    data, places = CropDataset(index, 0, 32, "image"), RankOrder(Order(index.sizes, 0, 8), 0, 0, 1, 8)
+    window = Window()
+    for loss in (1.0, value, math.nan):
+        window.add({"total": torch.tensor(loss)}, torch.tensor(1.0), 0.0, 0)
+    where = progress(), window, backend, data, places
+    check_finite({"train/total": 1e30, "train/pixel": 0.0}, *where)
+    with pytest.raises(
+        Refusal, match=r"^step 6: train/pixel is not finite, with the samples at positions 984 to 991 \("
+    ) as e:
+        check_finite({"train/total": 1.0, "train/pixel": value}, *where)
+    assert re.search(r"the largest value there is (1|0\.9\d*) times white, in .*\.tar: sample 0000", str(e.value))
 
 
 def test_damage_past_the_tolerated_share_is_refused() -> None:

@@ -73,7 +73,15 @@ def test_compiled_blocks_train_the_same_network_under_the_same_names(tmp_path: P
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"micro_batch": 0}, {"threads": 0}, {"log_every": 0}, {"precision": "fp16"}, {"compile": "yes"}],
+    [
+        {"steps": 0},
+        {"micro_batch": 0},
+        {"threads": 0},
+        {"log_every": 0},
+        {"timeout": 0.0},
+        {"precision": "fp16"},
+        {"compile": "yes"},
+    ],
 )
 def test_values_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(Refusal, match=rf"train\.{next(iter(wrong))} .*: must be"):

@@ -9,7 +9,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from n2n_dist.training.tracking import Tracker, Window, memory_bytes
+from n2n_dist.errors import Refusal
+from n2n_dist.training import tracking
+from n2n_dist.training.tracking import OwnTime, Stragglers, Tracker, Window, memory_bytes
 
 EVERY_STEP = (
     "train/total",
@@ -75,6 +77,14 @@ def test_other_ranks_than_0_write_and_print_nothing(tmp_path: Path, capsys: pyte
     assert capsys.readouterr() == ("", "")
 
 
+def test_curves_that_cannot_be_written_stop_the_run(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, 0, 10, main=True)
+    (tmp_path / "samples").write_text("")
+    with pytest.raises(Refusal, match=rf"^run.dir {tmp_path}: curves and pictures cannot be written \(.*\); make room"):
+        tracker.strips(3, {"set": [[torch.zeros(3, 4, 4)] * 3]})
+    tracker.close()
+
+
 def test_a_strip_is_a_picture_beside_a_picture(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, 0, 10, main=True)
     noisy, denoised, reference = (torch.full((3, 6, 5), value) for value in (-0.5, 0.5, 1.5))
@@ -119,15 +129,49 @@ def test_the_window_gathers_its_steps() -> None:
         window.add(losses, torch.tensor(norm), waited, bad)
     assert (window.steps, window.waited, window.bad_samples) == (3, 0.75, 3)
     assert window.means().tolist() == [3.0, 30.0]
-    assert window.gradient_norm == 7.0
+    assert window.gradient_norm() == 7.0
+    assert window.first_broken() == (3, 3)
     assert window.seconds() > 0
 
 
 def test_one_step_that_is_not_finite_is_seen_in_its_window() -> None:
     window = Window()
-    for norm in (1.0, math.nan, 2.0):
-        window.add({"total": torch.tensor(1.0)}, torch.tensor(norm), 0.0, 0)
-    assert math.isnan(window.gradient_norm)
+    for loss, norm in ((1.0, 1.0), (1.0, math.nan), (math.inf, 2.0), (math.nan, math.nan)):
+        window.add({"total": torch.tensor(loss)}, torch.tensor(norm), 0.0, 0)
+    assert math.isnan(window.gradient_norm())
+    assert window.first_broken() == (2, 1)
+
+
+def test_own_time_is_that_between_two_marks() -> None:
+    own = OwnTime(torch.device("cpu"))
+    for _ in range(2):
+        own.mark()
+        time.sleep(0.05)
+        own.mark()
+        time.sleep(0.2)
+    assert 0.1 <= own.seconds() < 0.2
+    assert own.seconds() == 0
+
+
+def test_a_rank_that_stays_behind_is_named_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: now)
+    stragglers = Stragglers(["a", "b", "c"])
+    said = []
+    for _ in range(130):
+        now += 6
+        said += [(now, text) for text in stragglers.add([1.0, 1.0, 1.6] if now > 6 else [9.0, 1.0, 1.0])]
+    assert [at for at, _ in said] == [18, 618]  # what came with the first point, in which networks compile, is left out
+    assert all(text.startswith("rank 2 on c is slow, ") and "1.6 times" in text for _, text in said)
+
+
+def test_single_slow_steps_are_no_reason_for_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: now)
+    stragglers = Stragglers(["a", "b"])
+    for step in range(100):
+        now += 1
+        assert not stragglers.add([1.0, 4.0] if step % 10 == 0 else [1.0, 1.1])
 
 
 def test_memory_is_that_of_this_process() -> None:

@@ -1,0 +1,182 @@
+"""Runs that meet on one folder in earnest are in tests/dist/test_guards.py and tests/faults.py."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from n2n_dist.errors import Refusal
+from n2n_dist.training import owner
+from n2n_dist.training.owner import OWNER, Owner
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("HEARTBEAT_SECONDS", 0.05), ("STALE_SECONDS", 0.6), ("POLL_SECONDS", 0.01)):
+        monkeypatch.setattr(owner, name, seconds)
+
+
+def written(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / OWNER).read_text())
+
+
+def left_behind(run_dir: Path, **changes: object) -> None:
+    """The file of a run that is gone; `changes` say where it ran."""
+    held = Owner(run_dir)
+    held.claim(print)
+    content = json.dumps(written(run_dir) | changes)
+    held.release()
+    (run_dir / OWNER).write_text(content)
+
+
+def claim_and_die(run_dir: Path) -> None:
+    Owner(run_dir).claim(print)
+    os._exit(0)
+
+
+def test_it_names_the_run_and_shows_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    held = Owner(tmp_path / "new" / "run")
+    start = time.monotonic()
+    held.claim(print)
+    assert time.monotonic() - start < 5
+    first = written(tmp_path / "new" / "run")
+    assert (first["process"], first["slurm_job"]) == (os.getpid(), "77")
+    assert first["host"]
+    end = time.monotonic() + 5
+    while written(tmp_path / "new" / "run")["heartbeat"] == first["heartbeat"]:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert held.problem() is None
+    held.release()
+    assert not list((tmp_path / "new" / "run").iterdir())
+
+
+def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
+    held, other = Owner(tmp_path), Owner(tmp_path)
+    held.claim(print)
+    with pytest.raises(Refusal, match=rf"^run.dir {tmp_path}: in use by process {os.getpid()} on .*choose another run"):
+        other.claim(print)
+    assert other.foreign
+    other.release()
+    assert held.problem() is None
+    held.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_died_here_holds_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "STALE_SECONDS", 1000)
+    died = multiprocessing.get_context("fork").Process(target=claim_and_die, args=(tmp_path,))
+    died.start()
+    died.join()
+    held = Owner(tmp_path)
+    held.claim(print)  # at once
+    assert f"taken over from process {died.pid} on " in capsys.readouterr().out
+    held.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_process_of_the_same_number_is_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "STALE_SECONDS", 1000)
+    left_behind(tmp_path, process_start=1)
+    held = Owner(tmp_path)
+    held.claim(print)  # at once
+    held.release()
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"token": "half', b"[1]"])
+def test_what_gives_no_sign_of_life_is_taken_over_after_a_while(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    left_behind(tmp_path, machine="another", host="far")
+    if content is not None:
+        (tmp_path / OWNER).write_bytes(content)
+    start, held = time.monotonic(), Owner(tmp_path)
+    held.claim(print)
+    assert time.monotonic() - start > owner.STALE_SECONDS
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2, "before and after the wait"
+    assert content is not None or "on far" in said[0]
+    assert written(tmp_path)["process"] == os.getpid()
+    held.release()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["", "after one that died while it took over"])
+def test_of_many_that_wait_for_a_dead_run_one_gets_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    monkeypatch.setattr(owner, "STALE_SECONDS", 1.5)  # of a busy machine
+    for attempt in range(3):
+        run_dir = tmp_path / str(attempt)
+        left_behind(run_dir, machine="another")
+        waiting = [Owner(run_dir) for _ in range(6)]
+        if before:
+            waiting[0]._successor((run_dir / OWNER).read_bytes()).write_text("")
+        refused = []
+
+        def claim(one: Owner, refused: list[Owner] = refused) -> None:
+            try:
+                one.claim(lambda line: None)
+            except Refusal:
+                refused.append(one)
+
+        threads = [threading.Thread(target=claim, args=(one,)) for one in waiting]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (winner,) = set(waiting) - set(refused)
+        assert winner.problem() is None
+        winner.release()
+        assert not list(run_dir.iterdir())
+
+
+def test_a_run_that_stood_still_notices_that_it_lost_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "HEARTBEAT_SECONDS", 60)
+    still = Owner(tmp_path)
+    still.claim(print)
+    other = Owner(tmp_path)
+    other.claim(print)
+    assert "took the folder over; this one stops and saves nothing" in str(still.problem())
+    assert still.foreign
+    still._beat()  # as its thread would when it wakes up
+    still.release()
+    assert other.problem() is None
+    other.release()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_folder_that_was_removed_is_noticed(tmp_path: Path, what: str) -> None:
+    held = Owner(tmp_path / "run")
+    held.claim(print)
+    if what == "folder":
+        shutil.rmtree(tmp_path / "run")
+    else:
+        (tmp_path / "run" / OWNER).unlink()
+    assert "it or its folder was removed during the run" in str(held.problem())
+    held.release()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match=r"run.dir .*/file/run: cannot be written \(.*\); choose another folder"):
+        Owner(tmp_path / "file" / "run").claim(print)
+
+
+def test_other_ranks_hold_nothing(tmp_path: Path) -> None:
+    other = Owner(tmp_path)
+    assert other.problem() is None
+    other.release()
+    assert not list(tmp_path.iterdir())
