@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -266,17 +265,19 @@ def _watch_pairs(folder: Path | None, kill_at: int | None) -> None:
 
     make = loop.noisy_pair
 
-    def noisy_pair(batch: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs, targets = make(batch, *arguments)
+    def noisy_pair(batch: Any, *arguments: Any) -> Any:
+        pair = make(batch, *arguments)
         if kill_at is not None and batch.positions.max() >= kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if folder is not None:
             folder.mkdir(exist_ok=True)
             with (folder / str(os.getpid())).open("a") as file:
                 for i, position in enumerate(batch.positions.tolist()):
-                    digests = [hashlib.sha256(pair[i].numpy().tobytes()).hexdigest() for pair in (inputs, targets)]
+                    digests = [
+                        hashlib.sha256(side[i].numpy().tobytes()).hexdigest() for side in (pair.inputs, pair.targets)
+                    ]
                     print(position, batch.samples[i].item(), *digests, file=file)
-        return inputs, targets
+        return pair
 
     loop.noisy_pair = noisy_pair
 

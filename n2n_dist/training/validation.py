@@ -19,7 +19,7 @@ from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, psnr, ssim
 from n2n_dist.model.resunet import ResUNet
 from n2n_dist.noise import keys
-from n2n_dist.noise.models import Noise
+from n2n_dist.noise.models import Noise, NoNoise
 from n2n_dist.training.backend import Backend
 
 SMALLEST = 32
@@ -34,7 +34,7 @@ class ValidateSettings:
     every: int = 1000
     """Steps between two validations; one is always made at the end."""
     level: float | None = None
-    """Level of synthetic noise (sigma in 1/255 of white, or photons); default: the middle of the training range."""
+    """Level of the noise that is put on clean images, in its own unit; default: the middle of the training range."""
     images: int = 64
     """Most samples of each validation set that are used."""
     strips: int = 4
@@ -62,8 +62,9 @@ def _any_algorithm() -> Iterator[None]:
 class Validation:
     """Named sets of shards; every sample has a noisy input and something to compare with.
 
-    Synthetic pairs are compared with the clean image. Captures are compared with the clean reference where the
-    shards have one, else with another capture: that PSNR is far lower, but ranks networks in the same way.
+    Images that noise is put on are compared with themselves. Images that are noisy already (captures, or neighbours
+    without noise) are compared with the clean reference where the shards have one, else with another capture: that
+    PSNR is far lower, but ranks networks in the same way.
     A sample that cannot be read is replaced by another one, which only its number chooses.
     """
 
@@ -71,21 +72,28 @@ class Validation:
         self,
         sets: dict[str, Path | str],
         noise: Noise,
-        source: str,
+        pairs: str,
         settings: ValidateSettings,
         channels: int,
         device: torch.device,
         data: DataSettings,
     ) -> None:
         self.sets = {name: Index([folder], data.open_cache()) for name, folder in sets.items()}
+        self.real = pairs == "captures" or isinstance(noise, NoNoise)
+        if settings.level is not None and not self.real:
+            noise.check_level("validate.level", settings.level)
         for name, index in self.sets.items():
-            index.require(f"data.validation {name}", channels, captures=2 if source == "captures" else 1)
+            index.require(f"data.validation {name}", channels, captures=2 if pairs == "captures" else 1)
             for path, shard in zip(index.paths, index.shards, strict=True):
+                if self.real and shard.captures < 2 and not shard.clean:
+                    raise Refusal(
+                        f"data.validation {name}: {path} has single images, nothing to compare them with; give shards "
+                        "with KEY.clean or several captures, or set data.validation=null"
+                    )
                 if min(shard.smallest) < SMALLEST:
                     raise Refusal(f"data.validation {name}: {path} has tiles below {SMALLEST} pixels; leave them out")
         self.max_bad = data.max_bad
         self.noise = noise
-        self.source = source
         self.settings = settings
         self.device = device
         self.lpips = LPIPS().to(device) if self.sets and channels in (1, 3) else None
@@ -165,7 +173,7 @@ class Validation:
             return torch.from_numpy(pixels).permute(2, 0, 1).to(self.device)
 
         first = read(sample.captures[0])
-        if self.source == "captures":
+        if self.real:
             return first, read(sample.clean or sample.captures[1])
         level = self.noise.level(0.5) if self.settings.level is None else self.settings.level
         return self.noise(first, level, keys.generator(0, number, "validation", self.device)), first
