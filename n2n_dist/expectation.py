@@ -74,5 +74,6 @@ def expectation(noise: Noise, pairs: PairSettings, loss: LossSettings) -> tuple[
 
 def _replaces_half(noise: Noise) -> bool:
     """Whether half of the pixels or more may be replaced."""
-    ends = noise.ends if isinstance(noise.ends, Sequence) else [noise.ends]
-    return noise.name in ("impulse", "text") and max(ends) >= 0.5
+    if noise.name not in ("impulse", "text"):
+        return False
+    return max(noise.ends if isinstance(noise.ends, Sequence) else [noise.ends]) >= 0.5

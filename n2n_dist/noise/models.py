@@ -104,8 +104,8 @@ class Gaussian(Noise):
 class CorrelatedGaussian(Noise):
     """White Gaussian noise blurred by a Gaussian kernel and brought back to sigma: demosaiced or resized data.
 
-    The correlation at a distance of d pixels is exp(-d^2 / (4 blur^2)), and the same at the border of the image
-    as inside.
+    The correlation at a distance of d pixels is exp(-d^2 / (4 blur^2)) for a blur of a pixel or more, and the same at
+    the border of the image as inside.
     """
 
     name: str = "correlated"
