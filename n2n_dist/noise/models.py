@@ -132,8 +132,10 @@ class CorrelatedGaussian(Noise):
         field = torch.randn(size, generator=generator, device=clean.device)
         # a sum of shifted fields: the bits of a convolution depend on the algorithm that cuDNN chooses
         for axis, length in ((-2, height), (-1, width)):
-            shifted = [field.narrow(axis, k, length) * (weight / norm) for k, weight in enumerate(kernel)]
-            field = torch.stack(shifted).sum(0)
+            blurred = torch.zeros_like(field.narrow(axis, 0, length))
+            for k, weight in enumerate(kernel):
+                blurred.add_(field.narrow(axis, k, length), alpha=weight / norm)
+            field = blurred
         return clean + field * (level / 255)
 
 

@@ -36,11 +36,19 @@ def draw_strings(channels: int, height: int, width: int, coverage: float, seed: 
     pen = PIL.ImageDraw.Draw(canvas)
     pen.fontmode = "1"  # a pixel is covered or not
     colours = [[0.0] * channels]
-    while np.count_nonzero(numbers := np.asarray(canvas)) < coverage * height * width:
+    covered = 0
+    while covered < coverage * height * width:
         text = "".join(draws.choices(CHARACTERS, k=draws.randint(1, LONGEST)))
-        place = draws.randrange(width), draws.randrange(height)
-        pen.text(place, text, len(colours), _font(draws.randint(*SIZES)), anchor="mm")
+        place, font = (draws.randrange(width), draws.randrange(height)), _font(draws.randint(*SIZES))
+        left, top, right, bottom = pen.textbbox(place, text, font, anchor="mm")
+        box = max(0, int(left) - 1), max(0, int(top) - 1), min(width, int(right) + 2), min(height, int(bottom) + 2)
+        covered -= np.count_nonzero(
+            np.asarray(canvas.crop(box))
+        )  # of the string's box alone: a large image takes many strings
+        pen.text(place, text, len(colours), font, anchor="mm")
+        covered += np.count_nonzero(np.asarray(canvas.crop(box)))
         colours.append([draws.random() for _ in range(channels)])
+    numbers = np.asarray(canvas)
     return (numbers > 0)[None], np.array(colours, np.float32)[numbers].transpose(2, 0, 1)
 
 

@@ -62,9 +62,8 @@ def _any_algorithm() -> Iterator[None]:
 class Validation:
     """Named sets of shards; every sample has a noisy input and something to compare with.
 
-    Images that noise is put on are compared with themselves. Images that are noisy already (captures, or neighbours
-    without noise) are compared with the clean reference where the shards have one, else with another capture: that
-    PSNR is far lower, but ranks networks in the same way.
+    Synthetic pairs are compared with the clean image. Captures are compared with the clean reference where the
+    shards have one, else with another capture: that PSNR is far lower, but ranks networks in the same way.
     A sample that cannot be read is replaced by another one, which only its number chooses.
     """
 
@@ -72,31 +71,38 @@ class Validation:
         self,
         sets: dict[str, Path | str],
         noise: Noise,
-        pairs: str,
+        source: str,
         settings: ValidateSettings,
         channels: int,
         device: torch.device,
         data: DataSettings,
     ) -> None:
         self.sets = {name: Index([folder], data.open_cache()) for name, folder in sets.items()}
-        self.real = pairs == "captures" or isinstance(noise, NoNoise)
-        if settings.level is not None and not self.real:
-            noise.check_level("validate.level", settings.level)
         for name, index in self.sets.items():
-            index.require(f"data.validation {name}", channels, captures=2 if pairs == "captures" else 1)
+            index.require(f"data.validation {name}", channels, captures=2 if source == "captures" else 1)
             for path, shard in zip(index.paths, index.shards, strict=True):
-                if self.real and shard.captures < 2 and not shard.clean:
-                    raise Refusal(
-                        f"data.validation {name}: {path} has single images, nothing to compare them with; give shards "
-                        "with KEY.clean or several captures, or set data.validation=null"
-                    )
                 if min(shard.smallest) < SMALLEST:
                     raise Refusal(f"data.validation {name}: {path} has tiles below {SMALLEST} pixels; leave them out")
         self.max_bad = data.max_bad
         self.noise = noise
+        # single images that are noisy already are compared as captures are
+        self.source = "captures" if isinstance(noise, NoNoise) else source
+        if self.source == "captures":
+            self._require_reference()
+        elif settings.level is not None:
+            noise.check_level("validate.level", settings.level)
         self.settings = settings
         self.device = device
         self.lpips = LPIPS().to(device) if self.sets and channels in (1, 3) else None
+
+    def _require_reference(self) -> None:
+        for name, index in self.sets.items():
+            for path, shard in zip(index.paths, index.shards, strict=True):
+                if shard.captures < 2 and not shard.clean:
+                    raise Refusal(
+                        f"data.validation {name}: {path} has single images, nothing to compare them with; give shards "
+                        "with KEY.clean or several captures, or set data.validation=null"
+                    )
 
     @torch.inference_mode()
     @_any_algorithm()
@@ -173,7 +179,7 @@ class Validation:
             return torch.from_numpy(pixels).permute(2, 0, 1).to(self.device)
 
         first = read(sample.captures[0])
-        if self.real:
+        if self.source == "captures":
             return first, read(sample.clean or sample.captures[1])
         level = self.noise.level(0.5) if self.settings.level is None else self.settings.level
         return self.noise(first, level, keys.generator(0, number, "validation", self.device)), first
