@@ -43,9 +43,9 @@ def draw_strings(channels: int, height: int, width: int, coverage: float, seed: 
         left, top, right, bottom = pen.textbbox(place, text, font, anchor="mm")
         box = max(0, int(left) - 1), max(0, int(top) - 1), min(width, int(right) + 2), min(height, int(bottom) + 2)
         # counted in the string's box alone: a large image takes many strings
-        covered -= np.count_nonzero(np.asarray(canvas.crop(box)))
+        covered -= int(np.count_nonzero(np.asarray(canvas.crop(box))))
         pen.text(place, text, len(colours), font, anchor="mm")
-        covered += np.count_nonzero(np.asarray(canvas.crop(box)))
+        covered += int(np.count_nonzero(np.asarray(canvas.crop(box))))
         colours.append([draws.random() for _ in range(channels)])
     numbers = np.asarray(canvas)
     return (numbers > 0)[None], np.array(colours, np.float32)[numbers].transpose(2, 0, 1)
