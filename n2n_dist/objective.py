@@ -142,7 +142,7 @@ def losses(
 def _consistency(
     model: nn.Module, prediction: torch.Tensor, targets: torch.Tensor, neighbours: Neighbours
 ) -> torch.Tensor:
-    """Regularise neighbours: f(g1(y)) - g2(y) = g1(f(y)) - g2(f(y)) in the mean (Neighbor2Neighbor, equation 6).
+    """Regularise neighbours: f(g1(y)) - g2(y) = g1(f(y)) - g2(f(y)) in the mean (Neighbor2Neighbor).
 
     Without it the network would learn that neighbouring pixels of the clean image are alike.
     """

@@ -134,7 +134,7 @@ def noisy_pair(batch: Batch, noise: Noise, pairs: PairSettings, seed: int) -> Pa
 
 
 def neighbour_pair(images: torch.Tensor, choice: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take two neighbouring pixels of every cell of 2 x 2 (Neighbor2Neighbor section 3.2).
+    """Take two neighbouring pixels of every cell of 2 x 2 (Neighbor2Neighbor, Huang et al. 2021).
 
     Args:
         images: [B, C, H, W]; an odd last row or column is left out.

@@ -79,7 +79,7 @@ def matched_perceptual(
 
         (|X - Y| + |X' - Y| - |X - X'|) / 2,    whose expectation is    E|X - Y| - E|X - X'| / 2,
 
-    the energy score (Szekely and Rizzo 2013; Gneiting and Raftery 2007, equation 22), which is least where X and Y
+    the energy score (Szekely and Rizzo 2013; Gneiting and Raftery 2007, section 4.3), which is least where X and Y
     have the same distribution: noise in the target cannot be gained by putting it into the prediction, as it can in
     `perceptual`. That needs a distance of negative type, which the absolute difference summed over features is, for
     each feature on its own. At a prediction that is the clean image, X, X' and Y are drawn alike, the first two terms

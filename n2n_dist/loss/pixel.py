@@ -55,7 +55,7 @@ def charbonnier(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def annealed_l0(prediction: torch.Tensor, target: torch.Tensor, exponent: float) -> torch.Tensor:
-    """(|d| + 1e-8)^exponent, whose exponent falls from 2 (the mean) to 0 (the mode) (Noise2Noise section 3.3)."""
+    """(|d| + 1e-8)^exponent, whose exponent falls from 2 (the mean) to 0 (the mode) (Noise2Noise section 3.2)."""
     return ((prediction - target).abs() + 1e-8).pow(exponent).mean()
 
 

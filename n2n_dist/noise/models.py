@@ -102,7 +102,7 @@ class Gaussian(Noise):
 
 @dataclass
 class CorrelatedGaussian(Noise):
-    """White Gaussian noise blurred by a Gaussian kernel and brought back to sigma: demosaiced or resized data.
+    """White Gaussian noise blurred by a Gaussian kernel and brought back to sigma (Noise2Noise section 3.1, brown).
 
     The correlation at a distance of d pixels is exp(-d^2 / (4 blur^2)) for a blur of a pixel or more, and the same at
     the border of the image as inside.
@@ -203,7 +203,7 @@ class Bernoulli(Noise):
 
 @dataclass
 class Impulse(Noise):
-    """Random-valued impulses: pixels replaced by colours drawn evenly from [0, 1]^C (Noise2Noise section 3.3)."""
+    """Random-valued impulses: pixels replaced by colours drawn evenly from [0, 1]^C (Noise2Noise section 3.2)."""
 
     name: str = "impulse"
     """Chooses this model: mean (1 - density) * x + density / 2."""
@@ -220,7 +220,7 @@ class Impulse(Noise):
 
 @dataclass
 class Text(Noise):
-    """Random strings of random size and colour laid over the image (Noise2Noise section 3.3, text removal).
+    """Random strings of random size and colour laid over the image (Noise2Noise section 3.2, text removal).
 
     They are drawn on the CPU by Pillow's own font, from the generator's seed and not from its state.
     """

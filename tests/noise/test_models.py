@@ -96,7 +96,6 @@ def test_poisson_takes_what_lies_below_black_as_no_light() -> None:
         (Speckle(), 1.0, lambda x: x, lambda x: x**2),
         (Speckle(), 4.5, lambda x: x, lambda x: x**2 / 4.5),
     ],
-    ids=str,
 )
 def test_models_have_their_mean_and_variance(
     value: float, noise: Noise, level: float, mean: Callable[[float], float], variance: Callable[[float], float]
