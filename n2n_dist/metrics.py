@@ -1,26 +1,101 @@
-"""Image quality against a reference: PSNR, SSIM and LPIPS. Images are float32 [N, C, H, W], black 0 and white 1."""
+"""Image quality: PSNR, SSIM and LPIPS against a reference, and PSNR from two noisy captures without one.
+
+Images are float32 [N, C, H, W], black 0 and white 1.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import lpips
 import safetensors.torch
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from n2n_dist.errors import Refusal
 
 ALEXNET = Path(__file__).parent / "weights" / "alexnet_features_fp16.safetensors"
+BLOCK = 8
+"""Side of the blocks that the standard error of uMSE counts as independent, in pixels: wider than noise correlates."""
 
 
 def psnr(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio in dB, [N]; the mean squared error is over all channels of an image jointly."""
     return -10 * torch.log10((image.double() - reference.double()).square().mean((1, 2, 3)))
+
+
+def decibels(mse: float) -> float:
+    """Return the PSNR of a mean squared error; infinite where that is not above zero."""
+    return math.inf if mse <= 0 else -10 * math.log10(mse)
+
+
+@dataclass
+class UnbiasedMSE:
+    """An estimate of the mean squared error against the clean image, which nobody has."""
+
+    mse: float
+    """uMSE; chance may push it below zero where the error is small."""
+    standard_error: float
+    """Of `mse`, from the noise alone."""
+
+    @property
+    def psnr(self) -> float:
+        """Estimated PSNR (uPSNR) in dB; where `mse` is not above zero, the lower end of its interval, a bound."""
+        return self.interval[0] if self.mse <= 0 else decibels(self.mse)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the PSNR in dB; its upper end is infinite where an error of zero cannot be excluded."""
+        margin = 1.96 * self.standard_error
+        return decibels(self.mse + margin), decibels(self.mse - margin)
+
+
+def unbiased_mse(
+    first: torch.Tensor, second: torch.Tensor, first_denoised: torch.Tensor, second_denoised: torch.Tensor
+) -> torch.Tensor:
+    """Estimate the squared error of two denoised captures of a scene without its clean image: uMSE.
+
+    With captures y1, y2 of independent noise, denoised to f1 and f2, each pixel contributes
+
+        (y1 - f1) (y2 - f2) + (f1 - f2)^2 / 2 = ((f1 - y2)^2 + (f2 - y1)^2 - (y1 - y2)^2) / 2,
+
+    whose expectation is the mean of the squared errors of f1 and f2. Marcos-Morales et al. 2022 (Evaluating
+    unsupervised denoising requires unsupervised metrics) compare f1 with one further capture and estimate its noise
+    from two more. Two captures are enough where both have the same noise level; taken both ways, as here, their
+    levels may differ. Noise that the captures share counts as image.
+
+    The standard error takes the scene as fixed. It comes from the differences of neighbouring blocks of 8 x 8 pixels,
+    so that noise may be correlated over a few pixels. Of the two parts the first has the noise that the network
+    removed; half the variance of the second stands for the product of the noise that it left.
+
+    Args:
+        first: [N, C, H, W] noisy, not clipped; 16 pixels or more a side.
+        second: likewise.
+        first_denoised: `first`, denoised and not clipped.
+        second_denoised: likewise.
+
+    Returns:
+        [N, 2], float64: uMSE and its variance.
+
+    """
+    removed = ((first.double() - first_denoised.double()) * (second.double() - second_denoised.double())).mean(1)
+    left = (first_denoised.double() - second_denoised.double()).square().mean(1) / 2
+    variance = _variance_of_mean(removed) + _variance_of_mean(left) / 2
+    return torch.stack([(removed + left).mean((1, 2)), variance], dim=1)
+
+
+def _variance_of_mean(values: torch.Tensor) -> torch.Tensor:
+    """Variance of the mean of each [H, W] of [N, H, W]; what changes slowly over the image does not count."""
+    blocks = F.avg_pool2d(values[:, None], BLOCK)[:, 0]
+    across, down = (blocks.diff(dim=dim).square().flatten(1) for dim in (1, 2))
+    return torch.cat([across, down], dim=1).mean(1) / 2 / blocks[0].numel()
 
 
 def ssim(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from n2n_dist import metrics
 from n2n_dist.errors import Refusal
-from n2n_dist.metrics import LPIPS, psnr, ssim, to_8_bit
+from n2n_dist.metrics import LPIPS, UnbiasedMSE, psnr, ssim, to_8_bit, unbiased_mse
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +79,63 @@ def test_missing_weights_of_lpips_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(metrics, "ALEXNET", tmp_path / "none.safetensors")
     with pytest.raises(Refusal, match=r"none\.safetensors.*install"):
         LPIPS()
+
+
+def blur(images: torch.Tensor) -> torch.Tensor:
+    """Return the binomial mean over 3 x 3 pixels of images [N, 1, H, W]."""
+    weights = torch.tensor([1.0, 2.0, 1.0]) / 4
+    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), weights.outer(weights)[None, None])
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "correlated", "photons"),
+    [((25, 25), False, None), ((25, 12), False, None), ((25, 25), True, None), ((0, 0), False, 30)],
+    ids=["equal", "unequal", "correlated", "poisson"],
+)
+def test_intervals_of_unbiased_mse_cover_the_true_error(
+    astronaut_pair: tuple[torch.Tensor, torch.Tensor],
+    sigmas: tuple[float, float],
+    correlated: bool,
+    photons: float | None,
+) -> None:
+    cases, size = 1000, 64
+    tiles = astronaut_pair[0].mean(1).unfold(1, size, 40).unfold(2, size, 40).reshape(-1, 1, size, size)
+    clean = tiles[torch.arange(cases) % len(tiles)]
+    generator = torch.Generator().manual_seed(0)
+
+    def capture(sigma: float) -> torch.Tensor:
+        field = torch.randn(clean.shape, generator=generator) * sigma / 255
+        field = blur(field) / 0.375 if correlated else field
+        return clean + field if photons is None else torch.poisson(clean * photons, generator=generator) / photons
+
+    noisy = [capture(sigma) for sigma in sigmas]
+    # as a trained network does, it blurs a little and leaves some of the noise, the smooth part
+    denoised = [clean + 0.2 * (blur(clean) - clean) + 0.5 * blur(blur(image - clean)) for image in noisy]
+    true = torch.stack([(image - clean).double().square().mean((1, 2, 3)) for image in denoised]).mean(0)
+    mse, variance = unbiased_mse(*noisy, *denoised).unbind(1)
+
+    estimates = [UnbiasedMSE(*case) for case in zip(mse.tolist(), variance.sqrt().tolist(), strict=True)]
+    inside = [
+        low <= -10 * math.log10(t) <= high for t, (low, high) in zip(true, (e.interval for e in estimates), strict=True)
+    ]
+    assert 0.93 <= sum(inside) / cases <= 0.98
+    excess = (mse - true).mean() / ((mse - true).std() / cases**0.5)
+    assert abs(excess) < 4, "the estimate is biased"
+
+
+def test_unbiased_mse_of_captures_as_they_are_is_half_their_difference() -> None:
+    first, second = torch.rand(2, 2, 1, 32, 40, generator=torch.Generator().manual_seed(0))
+    found = unbiased_mse(first, second, first, second)
+    torch.testing.assert_close(found[:, 0], (first - second).double().square().mean((1, 2, 3)) / 2)
+    assert (found[:, 1] > 0).all()
+
+
+def test_an_unbiased_mse_at_or_below_zero_is_a_lower_bound_of_the_psnr() -> None:
+    exact = UnbiasedMSE(1e-3, 1e-5)
+    assert exact.psnr == pytest.approx(30)
+    assert exact.interval == pytest.approx((29.916, 30.086), abs=1e-3)
+    below = UnbiasedMSE(-1e-5, 1e-4)
+    assert below.psnr == below.interval[0] == pytest.approx(-10 * math.log10(-1e-5 + 1.96e-4))
+    assert below.interval[1] == math.inf
+    assert UnbiasedMSE(0.0, 0.0).psnr == math.inf
+    assert math.isnan(UnbiasedMSE(math.nan, math.nan).psnr)

@@ -186,7 +186,9 @@ def _train(config: Config, run_dir: Path, dry_run: bool) -> None:
         if measured is None:
             return True
         scores, strips = measured
-        tracker.scalars(progress.step, {f"validation/{name}": value for name, value in scores.items()})
+        curves = {f"validation/{name}": value for name, value in scores.items()}
+        tracker.scalars(progress.step, curves)
+        tracker.settings(config.identity(), [name for name in curves if "noisy" not in name])
         tracker.strips(progress.step, strips)
         tracker.say(report.scores(progress.step, scores))
         if progress.best is None or mean_psnr(scores) > progress.best:

@@ -36,7 +36,7 @@ def start(
     targets = " (clean targets)" if config.pairs.supervised else ""
     noise = config.noise.name
     if config.pairs.source == "captures":
-        noise = "of the captures; PSNR is against another noisy capture, unless the shards hold clean references"
+        noise = "of the captures; PSNR is estimated from two of them (uPSNR), unless the shards hold clean references"
     elif noise == "none":
         noise = "of the images, which are taken as they are"
     learned, warnings = expectation(config.noise, config.pairs, config.loss)

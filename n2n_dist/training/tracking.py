@@ -11,9 +11,20 @@ from pathlib import Path
 import PIL.Image
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from n2n_dist.inference.pictures import join_strips
+
+CHARTS = {
+    "loss": ["train/total", "train/pixel"],
+    "validation PSNR, dB": ["validation/(.*/)?u?psnr$"],
+    "gradient norm": ["train/gradient_norm"],
+    "learning rate": ["train/learning_rate"],
+    "images per second": ["speed/images_per_second"],
+    "share of the time waiting for data": ["speed/waiting_for_data"],
+}
+"""What to look at first, on TensorBoard's page of custom scalars: title of a chart, and its curves."""
 
 
 class Tracker:
@@ -33,6 +44,8 @@ class Tracker:
             mininterval=1 if sys.stdout.isatty() else 30,  # a job's log is a file: fewer lines
         )
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1) if main else None
+        if self.writer:
+            self.writer.add_custom_scalars({"run": {title: ["Multiline", tags] for title, tags in CHARTS.items()}})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each named curve."""
@@ -50,6 +63,14 @@ class Tracker:
         """Show a text, such as the configuration, in TensorBoard."""
         if self.writer:
             self.writer.add_text(name, "    " + text.replace("\n", "\n    "), 0)
+
+    def settings(self, settings: Mapping[str, object], measured: Sequence[str]) -> None:
+        """List the run under TensorBoard's hparams: its settings beside the last values of the `measured` curves."""
+        if self.writer and self.writer.file_writer:
+            given = {name: value for name, value in settings.items() if value is not None}
+            values = {name: value if isinstance(value, int | float) else str(value) for name, value in given.items()}
+            for summary in hparams(values, dict.fromkeys(measured, 0.0)):
+                self.writer.file_writer.add_summary(summary)
 
     def strips(self, step: int, strips: Mapping[str, Sequence[Sequence[torch.Tensor]]]) -> None:
         """Show each set's rows of images [C, H, W] (noisy | denoised | reference), also as RUN/samples/*.png."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from n2n_dist.data.remote import Unavailable
 from n2n_dist.data.shard import Index, read_pixels
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled
-from n2n_dist.metrics import LPIPS, psnr, ssim
+from n2n_dist.metrics import LPIPS, UnbiasedMSE, decibels, psnr, ssim, unbiased_mse
 from n2n_dist.model.resunet import ResUNet
 from n2n_dist.noise import keys
 from n2n_dist.noise.models import Noise, NoNoise
@@ -38,7 +39,7 @@ class ValidateSettings:
     images: int = 64
     """Most samples of each validation set that are used."""
     strips: int = 4
-    """Samples shown as noisy | denoised | reference, spread over those used."""
+    """Samples shown as noisy | denoised | reference or other capture, spread over those used."""
 
     def __post_init__(self) -> None:
         for name, smallest in (("every", 1), ("images", 1), ("strips", 0)):
@@ -59,11 +60,22 @@ def _any_algorithm() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
 
 
+@dataclass
+class _Pair:
+    """One sample of a validation set, [C, H, W] each."""
+
+    noisy: torch.Tensor
+    other: torch.Tensor
+    """The clean image or reference, or a second capture."""
+    clean: bool
+    """Whether `other` is clean."""
+
+
 class Validation:
     """Named sets of shards; every sample has a noisy input and something to compare with.
 
-    Synthetic pairs are compared with the clean image. Captures are compared with the clean reference where the
-    shards have one, else with another capture: that PSNR is far lower, but ranks networks in the same way.
+    Synthetic pairs are compared with the clean image, captures with the clean reference where the shards have one.
+    Captures without one give the unbiased estimate of `metrics.unbiased_mse` from the first two of each scene.
     A sample that cannot be read is replaced by another one, which only its number chooses.
     """
 
@@ -110,9 +122,12 @@ class Validation:
         """Measure `model`; every rank takes a part of the samples.
 
         Returns:
-            `SET/noisy_psnr`, `SET/psnr` in dB, `SET/ssim`, `SET/lpips`, means over the samples and equal on all ranks;
-            and for rank 0 some samples spread over each set. None if a signal to any rank has stopped it: on a slow
-            machine it may take longer than the time that is left.
+            Values that are equal on all ranks, and for rank 0 some samples spread over each set. Where there is
+            something clean to compare with, means over the samples: `SET/noisy_psnr` and `SET/psnr` in dB, `SET/ssim`
+            and `SET/lpips`. Elsewhere, in dB of the squared error over all samples: `SET/noisy_upsnr`, `SET/upsnr`
+            with its 95 % interval `SET/upsnr_low` to `SET/upsnr_high`, and `SET/psnr_to_capture` against the second
+            capture, noise and all, which only ranks. None if a signal to any rank has stopped it: on a slow machine
+            it may take longer than the time that is left.
 
         Raises:
             Refusal: on all ranks, where more than `max_bad` of the samples cannot be read, or a source is gone.
@@ -123,46 +138,47 @@ class Validation:
         for name, index in self.sets.items():
             count = min(len(index), self.settings.images)
             spread = {count * k // self.settings.strips for k in range(self.settings.strips)}
-            sums, strips[name], refusal = torch.zeros(5, dtype=torch.float64), [], None
+            sums, strips[name], refusal = torch.zeros(3, 5, dtype=torch.float64), [], None
             for number in range(count):
                 shown = backend.main and number in spread
                 counted = number % backend.world_size == backend.rank
                 try:
                     if shown or counted:
-                        noisy, reference, damage = self._readable_pair(index, number)
-                        denoised = denoise_tiled(model, noisy, self.device)
+                        pair, damage = self._readable_pair(index, number)
+                        denoised = denoise_tiled(model, pair.noisy, self.device)
                     if shown:
-                        strips[name].append((noisy, denoised, reference))
-                    if counted:
-                        sums[:4] += self._measure(noisy[None], denoised[None], reference[None])
-                        if damage:
-                            print(f"replaced an unreadable sample of data.validation {name}: {damage}", flush=True)
-                            sums[4] += 1
+                        strips[name].append((pair.noisy, denoised, pair.other))
+                    if counted and pair.clean:
+                        sums[0] += self._with_reference(pair.noisy[None], denoised[None], pair.other[None])
+                    elif counted:
+                        other = denoise_tiled(model, pair.other, self.device)
+                        sums[1] += _with_capture(pair.noisy[None], pair.other[None], denoised[None], other[None])
+                    if counted and damage:
+                        print(f"replaced an unreadable sample of data.validation {name}: {damage}", flush=True)
+                        sums[2, 0] += 1
                 except Refusal as error:  # of a sample that only this rank reads
                     refusal = refusal or error
                 every_rank_had_one = (number + 1) % backend.world_size == 0 or number + 1 == count
                 if every_rank_had_one and any(backend.agree(refusal, interrupt.received())):
                     return None
-            *totals, bad = backend.sum(sums).tolist()
-            means = [total / count for total in totals]
+            with_reference, with_capture, (bad, *_) = backend.sum(sums).tolist()
             if not is_tolerated(bad, count, self.max_bad):
                 raise Refusal(
                     f"data.max_bad {self.max_bad:g}: {bad:.0f} of {count} samples of data.validation {name} cannot be "
                     "read, named above; check the shards with: python shards/build.py verify FOLDER"
                 )
-            values |= {
-                f"{name}/{metric}": mean for metric, mean in zip(("noisy_psnr", "psnr", "ssim"), means, strict=False)
-            }
-            if self.lpips is not None:
-                values[f"{name}/lpips"] = means[3]
+            if with_reference[0]:
+                values |= {f"{name}/{metric}": value for metric, value in self._means(*with_reference).items()}
+            if with_capture[0]:
+                values |= {f"{name}/{metric}": value for metric, value in _estimates(*with_capture).items()}
         return values, strips
 
-    def _readable_pair(self, index: Index, number: int) -> tuple[torch.Tensor, torch.Tensor, Refusal | None]:
-        """Return input and reference of a sample, or of another one and why."""
+    def _readable_pair(self, index: Index, number: int) -> tuple[_Pair, Refusal | None]:
+        """Return a sample, or another one and why."""
         sample, damage = number, None
         for attempt in range(ATTEMPTS):
             try:
-                return *self._pair(index, sample), damage
+                return self._pair(index, sample), damage
             except Unavailable:
                 raise
             except Refusal as refusal:
@@ -170,7 +186,7 @@ class Validation:
                 sample = keys.integer(0, number, f"replacement-{attempt}", len(index))
         raise Refusal(f"data.validation: no sample can be read; the first: {damage}")
 
-    def _pair(self, index: Index, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pair(self, index: Index, number: int) -> _Pair:
         tar, sample = index.sample(number)
         height, width, _ = sample.shape
 
@@ -180,19 +196,45 @@ class Validation:
 
         first = read(sample.captures[0])
         if self.source == "captures":
-            return first, read(sample.clean or sample.captures[1])
+            return _Pair(first, read(sample.clean or sample.captures[1]), clean=sample.clean is not None)
         level = self.noise.level(0.5) if self.settings.level is None else self.settings.level
-        return self.noise(first, level, keys.generator(0, number, "validation", self.device)), first
+        noisy = self.noise(first, level, keys.generator(0, number, "validation", self.device))
+        return _Pair(noisy, first, clean=True)
 
-    def _measure(self, noisy: torch.Tensor, denoised: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    def _with_reference(self, noisy: torch.Tensor, denoised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         clipped = denoised.clamp(0, 1)
         # the noisy input is not clipped: its PSNR is that of the data
-        found = [psnr(noisy, reference), psnr(clipped, reference), ssim(clipped, reference)]
-        found.append(self.lpips(clipped, reference) if self.lpips is not None else torch.zeros(1))
+        found = [torch.ones(1), psnr(noisy, clean), psnr(clipped, clean), ssim(clipped, clean)]
+        found.append(self.lpips(clipped, clean) if self.lpips is not None else torch.zeros(1))
         return torch.cat([value.double().cpu() for value in found])
+
+    def _means(self, count: float, *totals: float) -> dict[str, float]:
+        names = ("noisy_psnr", "psnr", "ssim") + (("lpips",) if self.lpips is not None else ())
+        return {name: total / count for name, total in zip(names, totals, strict=False)}
+
+
+def _with_capture(
+    first: torch.Tensor, second: torch.Tensor, first_denoised: torch.Tensor, second_denoised: torch.Tensor
+) -> torch.Tensor:
+    found = unbiased_mse(first, second, first_denoised, second_denoised)[0]
+    noisy = unbiased_mse(first, second, first, second)[0, :1]
+    to_capture = (first_denoised.double() - second.double()).square().mean().reshape(1)
+    return torch.cat([torch.ones(1), found.cpu(), noisy.cpu(), to_capture.cpu()])
+
+
+def _estimates(count: float, mse: float, variance: float, noisy: float, to_capture: float) -> dict[str, float]:
+    estimate = UnbiasedMSE(mse / count, math.sqrt(variance) / count)
+    low, high = estimate.interval
+    return {
+        "noisy_upsnr": decibels(noisy / count),
+        "upsnr": estimate.psnr,
+        "upsnr_low": low,
+        "upsnr_high": high,
+        "psnr_to_capture": decibels(to_capture / count),
+    }
 
 
 def mean_psnr(values: dict[str, float]) -> float:
-    """Return the mean PSNR over the validation sets, which chooses the best weights."""
-    scores = [value for name, value in values.items() if name.endswith("/psnr")]
+    """Return the mean PSNR, or uPSNR, over the validation sets, which chooses the best weights."""
+    scores = [value for name, value in values.items() if name.endswith(("/psnr", "/upsnr"))]
     return sum(scores) / len(scores)

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_a_range_is_measured_at_its_middle_or_at_the_given_level(
     assert (noisy - reference).std().item() == pytest.approx(sigma / 255, rel=0.01)
 
 
-def test_captures_are_compared_with_the_reference_or_with_each_other(
+def test_captures_without_a_reference_give_an_unbiased_estimate(
     backend: Backend, untrained: ResUNet, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -72,8 +73,25 @@ def test_captures_are_compared_with_the_reference_or_with_each_other(
     )
     scores, strips = validation.run(untrained, backend)
     assert len(strips["own"]) == 2
-    # two captures differ by both of their noises: 20 log10(255 / (10 sqrt 2))
-    assert scores["own/psnr"] == pytest.approx(25.12, abs=0.2)
+    assert list(scores) == [
+        f"own/{name}" for name in ("noisy_upsnr", "upsnr", "upsnr_low", "upsnr_high", "psnr_to_capture")
+    ]
+    # a network that returns its input leaves all the noise: 20 log10(255 / 10)
+    assert scores["own/upsnr"] == pytest.approx(28.13, abs=0.2)
+    assert scores["own/upsnr"] == pytest.approx(scores["own/noisy_upsnr"], abs=1e-4)
+    assert scores["own/upsnr_low"] < 28.13 < scores["own/upsnr_high"]
+    # two captures differ by both of their noises
+    assert scores["own/psnr_to_capture"] == pytest.approx(scores["own/upsnr"] - 10 * math.log10(2), abs=1e-3)
+
+    for scene, value in enumerate((0.4, 0.5)):
+        write_image(tmp_path / f"scenes/{scene}/clean.tif", torch.full((32, 32, 3), value).numpy())
+    build(tmp_path / "scenes", tmp_path / "with_clean", Options(Grouping("folder", clean="clean"), white=1.0))
+    sets = {"own": tmp_path / "with_clean"}
+    scores, _ = Validation(sets, Gaussian(), "captures", ValidateSettings(), 3, CPU, DataSettings()).run(
+        untrained, backend
+    )
+    assert list(scores) == ["own/noisy_psnr", "own/psnr", "own/ssim", "own/lpips"]
+    assert scores["own/noisy_psnr"] == pytest.approx(28.13, abs=0.2)
 
     with pytest.raises(Refusal, match=r"data.validation single: .* one capture, pairs.source captures needs two"):
         Validation({"single": make_shards(2)}, Gaussian(), "captures", ValidateSettings(), 3, CPU, DataSettings())
@@ -158,6 +176,7 @@ def test_no_set_is_nothing_to_do(backend: Backend, untrained: ResUNet) -> None:
 
 def test_the_best_weights_are_chosen_by_the_mean_psnr_of_the_sets() -> None:
     assert mean_psnr({"a/noisy_psnr": 1.0, "a/psnr": 30.0, "b/psnr": 20.0, "b/ssim": 0.5}) == 25.0
+    assert mean_psnr({"a/noisy_upsnr": 1.0, "a/upsnr": 30.0, "a/upsnr_low": 20.0, "a/psnr_to_capture": 5.0}) == 30.0
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"images": 0}, {"strips": -1}, {"level": -3.0}, {"level": 0.0}])
