@@ -1,6 +1,7 @@
 """Measure speed and memory on this machine; figures are medians of ratios taken in turns.
 
     python launch/bench.py --loop --scaling --precision --denoise --checkpoint --data [key=value ...]
+    python launch/bench.py --gap --seeds 3 --config configs/gaussian25.yaml [key=value ...]
 
 --loop        the training loop against a bare forward/backward/step, and the share of time waiting for data
 --scaling     images a second of 2 DDP ranks of one thread against 1 (CPU)
@@ -9,6 +10,7 @@
 --checkpoint  how long a save holds the training and slows it down, memory, digests and loads (CPU, 7 GB of memory)
 --data        crops a second of the loader against webdataset and a folder of PNG files, encodings, memory, building,
               10^8 samples
+--gap         trains with noisy and with clean targets, for several noises and losses: a table and a plot
 """
 
 import argparse
@@ -20,7 +22,7 @@ from n2n_dist.errors import run_command
 def main() -> None:
     """Parse the command line and run the benchmarks that it names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("loop", "scaling", "precision", "denoise", "checkpoint", "data"):
+    for name in ("loop", "scaling", "precision", "denoise", "checkpoint", "data", "gap"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison (%(default)s)")
     parser.add_argument("--width", type=int, default=64, help="width of the network (%(default)s)")
@@ -28,10 +30,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="batch of --precision (%(default)s)")
     parser.add_argument("--megapixels", type=float, default=24, help="image of --denoise (%(default)s)")
     parser.add_argument("--images", type=Path, help="photographs for --data (default: mosaics of the demo tiles)")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over configs/demo.yaml")
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="of the runs of --gap")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind for --gap (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("runs/gap"), help="folder of --gap (%(default)s)")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over configs/demo.yaml, or --config")
     arguments = parser.parse_intermixed_args()
 
-    from n2n_dist.benchmark import checkpoint, data, training
+    from n2n_dist.benchmark import checkpoint, data, gap, training
 
     if arguments.loop:
         training.loop(arguments.rounds, arguments.settings)
@@ -45,6 +50,8 @@ def main() -> None:
         checkpoint.checkpoint(arguments.rounds)
     if arguments.data:
         data.data(arguments.rounds, arguments.images)
+    if arguments.gap:
+        gap.gap(arguments.config, arguments.settings, arguments.seeds, arguments.output)
 
 
 if __name__ == "__main__":

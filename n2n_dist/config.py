@@ -15,8 +15,9 @@ from n2n_dist.data.dataset import DataSettings
 from n2n_dist.data.remote import location
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ModelSettings
-from n2n_dist.noise.models import MODELS, Gaussian, Poisson
-from n2n_dist.objective import LossSettings, PairSettings
+from n2n_dist.noise.models import MODELS, Noise
+from n2n_dist.objective import LossSettings, check_objective
+from n2n_dist.pairs import PairSettings
 from n2n_dist.training.checkpoint import CheckpointSettings
 from n2n_dist.training.checkpoint_files import describe_differences
 from n2n_dist.training.loop import RunSettings
@@ -44,7 +45,7 @@ class Config:
 
     run: RunSettings
     data: DataSettings
-    noise: Gaussian | Poisson
+    noise: Noise
     pairs: PairSettings
     model: ModelSettings
     loss: LossSettings
@@ -147,7 +148,7 @@ def _check(settings: dict[str, Any]) -> Config:
     classes: dict[str, type] = {
         "run": RunSettings,
         "data": DataSettings,
-        "noise": _noise_class(settings.get("noise")),
+        "noise": _noise_class(settings.get("noise"), settings.get("pairs")),
         "pairs": PairSettings,
         "model": ModelSettings,
         "loss": LossSettings,
@@ -161,14 +162,29 @@ def _check(settings: dict[str, Any]) -> Config:
             raise Refusal(f"{name}: unknown section{_nearest(name, classes)}; known are {', '.join(classes)}")
     config = Config(**{name: _section(name, cls, settings.get(name) or {}) for name, cls in classes.items()})
     config.validation_sets()
+    check_objective(config.noise, config.pairs, config.loss)
+    _check_crop(config)
     return config
 
 
-def _noise_class(settings: Any) -> type:
-    name = settings.get("name", "gaussian") if isinstance(settings, dict) else "gaussian"
+def _noise_class(settings: Any, pairs: Any) -> type:
+    """Choose the noise by its name; where nothing is said of it, images of real pairs are taken as they are."""
+    real = isinstance(pairs, dict) and pairs.get("source", "synthetic") != "synthetic"
+    default = "none" if real and not settings else "gaussian"
+    name = settings.get("name", default) if isinstance(settings, dict) else default
     if not isinstance(name, str) or name not in MODELS:
         raise Refusal(f"noise.name {name!r}: unknown{_nearest(str(name), MODELS)}; known are {', '.join(MODELS)}")
     return MODELS[name]
+
+
+def _check_crop(config: Config) -> None:
+    """Check that half a crop of neighbours fits the network, in the words of the crop that was given."""
+    multiple = 2 * config.model.divisor
+    if config.pairs.source == "neighbours" and config.data.crop % multiple:
+        raise Refusal(
+            f"data.crop {config.data.crop}: pairs.source neighbours halves it, so for this network it must be a "
+            f"multiple of {multiple}"
+        )
 
 
 def _section(name: str, cls: type, settings: Any) -> Any:

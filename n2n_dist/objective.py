@@ -1,45 +1,25 @@
-"""What is learned: pairs from a batch, and the loss of the model on them.
+"""What is learned: the loss of the model on pairs of noisy images.
 
     L = pixel(f(x + n1), x + n2) + lambda * perceptual(f(x + n1), x + n2)
 
-(Noise2Noise, Lehtinen et al. 2018; the perceptual term as in Johnson et al. 2016.)
+(Noise2Noise, Lehtinen et al. 2018; the perceptual term as in Johnson et al. 2016.) Single noisy images give
+the two sides by neighbour sub-sampling, with a further term (Neighbor2Neighbor, Huang et al. 2021).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from n2n_dist.data.dataset import Batch
 from n2n_dist.errors import Refusal
-from n2n_dist.loss.perceptual import LAYERS, VGGFeatures, perceptual
-from n2n_dist.loss.pixel import LOSSES
-from n2n_dist.noise import keys
-from n2n_dist.noise.models import Noise
-
-
-@dataclass
-class PairSettings:
-    """Where the two noisy versions of a scene come from."""
-
-    source: str = "synthetic"
-    """`synthetic`: clean images and two noise fields; `captures`: two real captures of the same scene."""
-    supervised: bool = False
-    """Train on the clean target instead, for comparison (Noise2Clean)."""
-
-    def __post_init__(self) -> None:
-        if self.source not in ("synthetic", "captures"):
-            raise Refusal(f"pairs.source {self.source!r}: must be synthetic or captures")
-
-    @property
-    def crops(self) -> str:
-        """What the data set has to read for such pairs."""
-        if self.source == "synthetic":
-            return "image"
-        return "supervised" if self.supervised else "captures"
+from n2n_dist.loss.perceptual import LAYERS, VGGFeatures, matched_perceptual, perceptual
+from n2n_dist.loss.pixel import LEARNS, pixel_loss
+from n2n_dist.noise.models import Bernoulli, Noise, NoNoise
+from n2n_dist.pairs import Neighbours, Pair, PairSettings, neighbour_pair
 
 
 @dataclass
@@ -47,17 +27,21 @@ class LossSettings:
     """The loss of a prediction against its noisy target."""
 
     pixel: str = "l1"
-    """`l1`, `l2` or `charbonnier`."""
+    """`l1`, `l2`, `charbonnier`, `l0` (annealed, for impulses), `masked_l2` (for bernoulli) or `relative_l2` (HDR)."""
     perceptual: float = 0.01
     """lambda, the weight of the VGG-16 feature distance; 0 leaves it out."""
+    form: str = "plain"
+    """Features are compared with the target's (`plain`), the mean capture's (`averaged`), or both noisy (`matched`)."""
     layers: list[str] = field(default_factory=lambda: ["relu1_2", "relu2_2", "relu3_3"])
     """VGG-16 layers whose features are compared."""
     weights: str | None = None
     """Safetensors file of VGG-16; default: the bundled weights (to relu3_3), torchvision's for deeper layers."""
 
     def __post_init__(self) -> None:
-        if self.pixel not in LOSSES:
-            raise Refusal(f"loss.pixel {self.pixel!r}: must be one of {', '.join(LOSSES)}")
+        if self.pixel not in LEARNS:
+            raise Refusal(f"loss.pixel {self.pixel!r}: must be one of {', '.join(LEARNS)}")
+        if self.form not in ("plain", "averaged", "matched"):
+            raise Refusal(f"loss.form {self.form!r}: must be plain, averaged or matched")
         if not self.layers or not LAYERS.keys() >= set(self.layers):
             raise Refusal(f"loss.layers {self.layers}: unknown or empty; choose from {', '.join(LAYERS)}")
         if not 0 <= self.perceptual < float("inf"):
@@ -74,35 +58,95 @@ class LossSettings:
         return VGGFeatures(self.layers, Path(self.weights) if self.weights else None)
 
 
-def noisy_pair(batch: Batch, noise: Noise, pairs: PairSettings, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return input and target, float32 [B, C, H, W] each, on the device of the batch's pixels.
+def check_objective(noise: Noise, pairs: PairSettings, loss: LossSettings) -> None:
+    """Check that noise, pairs and loss can work together.
 
-    Synthetic pairs carry two independent noise fields of one level, keyed by the sample's position in the run.
+    Raises:
+        Refusal: names the setting that does not fit, and the remedy.
+
     """
-    images = batch.normalised()
+    if pairs.source == "synthetic" and isinstance(noise, NoNoise):
+        raise Refusal(
+            "noise.name none: pairs.source synthetic puts noise on clean images; choose a noise, or set pairs.source "
+            "to captures or neighbours for images that are noisy already"
+        )
+    if isinstance(noise, Bernoulli):
+        if pairs.source != "synthetic":
+            raise Refusal(
+                f"noise.name bernoulli: pairs.source {pairs.source} has no mask of lost pixels; use synthetic"
+            )
+        if loss.pixel != "masked_l2" and not pairs.supervised:
+            raise Refusal(
+                f"loss.pixel {loss.pixel}: counts the pixels that noise.name bernoulli has lost; use masked_l2"
+            )
+    elif loss.pixel == "masked_l2":
+        raise Refusal(f"loss.pixel masked_l2: noise.name {noise.name} loses no pixels, only bernoulli does; use l2")
+    if loss.perceptual == 0 or pairs.supervised:
+        return
+    if loss.form == "averaged" and pairs.source != "captures":
+        raise Refusal(f"loss.form averaged: needs pairs.source captures, not {pairs.source}; use matched or plain")
+    if loss.form == "matched":
+        if pairs.source == "neighbours" or pairs.target == "mean":
+            chosen = "source neighbours" if pairs.source == "neighbours" else "target mean"
+            raise Refusal(f"loss.form matched: the noise of pairs.{chosen} is not that of noise.name; use plain")
+        if isinstance(noise, NoNoise):
+            raise Refusal(
+                "loss.form matched: needs the noise of the captures: noise.name=poisson-gaussian noise.lam=1/a "
+                "noise.read=sqrt(b)/a, of the noise variance a x + b that shards/audit.py prints"
+            )
+        if pairs.source == "captures" and isinstance(noise.ends, Sequence):
+            raise Refusal(f"noise.{noise.level_name} {noise.ends}: describes the captures; give one number")
+
+
+def crops(pairs: PairSettings, noise: Noise, loss: LossSettings) -> str:
+    """Return what the data set has to read, one of `n2n_dist.data.dataset.SOURCES`."""
     if pairs.source == "captures":
-        return images[:, 0], images[:, 1]
-    clean = images[:, 0]
-    inputs, targets = torch.empty_like(clean), torch.empty_like(clean)
-    for i, position in enumerate(batch.positions.tolist()):
-        level = noise.level(keys.uniform(seed, position, "noise-level"))
-        for field_, purpose in ((inputs, "noise-input"), (targets, "noise-target")):
-            field_[i] = noise(clean[i], level, keys.generator(seed, position, purpose, clean.device))
-    return inputs, clean if pairs.supervised else targets
+        if pairs.supervised:
+            return "supervised"
+        if pairs.target == "mean":
+            return "mean"
+        return "captures and mean" if loss.form == "averaged" and loss.perceptual > 0 else "captures"
+    return "capture" if isinstance(noise, NoNoise) else "image"
 
 
 def losses(
-    model: nn.Module,
-    features: nn.Module | None,
-    settings: LossSettings,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
+    model: nn.Module, features: nn.Module | None, settings: LossSettings, pair: Pair, done: float = 0.0
 ) -> dict[str, torch.Tensor]:
-    """Return every part of the loss, and their weighted sum under `total`."""
-    prediction = model(inputs)
-    parts = {"pixel": LOSSES[settings.pixel](prediction, targets)}
+    """Return every part of the loss, and their weighted sum under `total`.
+
+    Args:
+        model: the denoiser.
+        features: the extractor of the perceptual term, None for no such term.
+        settings: of the loss.
+        pair: of this batch.
+        done: share of the training that is done, in [0, 1).
+
+    """
+    prediction = model(pair.inputs)
+    parts = {"pixel": pixel_loss(settings.pixel, prediction, pair.targets, pair.mask, done)}
     parts["total"] = parts["pixel"]
+    if pair.neighbours is not None:
+        parts["consistency"] = _consistency(model, prediction, pair.targets, pair.neighbours)
+        parts["total"] = parts["total"] + pair.neighbours.gamma * done * parts["consistency"]
     if features is not None:
-        parts["perceptual"] = perceptual(features, prediction, targets)
-        parts["total"] = parts["pixel"] + settings.perceptual * parts["perceptual"]
+        if settings.form == "matched" and pair.noise is not None:
+            first, second = (pair.noise(prediction, f"noise-prediction-{draw}") for draw in (1, 2))
+            parts["perceptual"] = matched_perceptual(features, first, second, pair.targets)
+        else:
+            target = pair.targets if pair.averaged is None else pair.averaged
+            parts["perceptual"] = perceptual(features, prediction, target)
+        parts["total"] = parts["total"] + settings.perceptual * parts["perceptual"]
     return parts
+
+
+def _consistency(
+    model: nn.Module, prediction: torch.Tensor, targets: torch.Tensor, neighbours: Neighbours
+) -> torch.Tensor:
+    """Regularise neighbours: f(g1(y)) - g2(y) = g1(f(y)) - g2(f(y)) in the mean (Neighbor2Neighbor).
+
+    Without it the network would learn that neighbouring pixels of the clean image are alike.
+    """
+    # after the pass with gradients: autocast keeps the weights that it has cast, with or without their gradients
+    with torch.no_grad():
+        first, second = neighbour_pair(model(neighbours.images), neighbours.choice)
+    return (prediction - targets - (first - second)).square().mean()

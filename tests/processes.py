@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -272,8 +271,8 @@ def _watch_pairs(folder: Path | None, kill_at: int | None) -> None:
 
     make = loop.noisy_pair
 
-    def noisy_pair(batch: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs, targets = make(batch, *arguments)
+    def noisy_pair(batch: Any, *arguments: Any) -> Any:
+        pair = make(batch, *arguments)
         if kill_at is not None and batch.positions.max() >= kill_at:
             for thread in threading.enumerate():
                 if thread.name == "checkpoint":  # the last one is to be whole
@@ -283,9 +282,11 @@ def _watch_pairs(folder: Path | None, kill_at: int | None) -> None:
             folder.mkdir(exist_ok=True)
             with (folder / str(os.getpid())).open("a") as file:
                 for i, position in enumerate(batch.positions.tolist()):
-                    digests = [hashlib.sha256(pair[i].numpy().tobytes()).hexdigest() for pair in (inputs, targets)]
+                    digests = [
+                        hashlib.sha256(side[i].numpy().tobytes()).hexdigest() for side in (pair.inputs, pair.targets)
+                    ]
                     print(position, batch.samples[i].item(), *digests, file=file)
-        return inputs, targets
+        return pair
 
     loop.noisy_pair = noisy_pair
 
@@ -297,13 +298,13 @@ def _break_gradient(position: int) -> None:
     make, measure = loop.noisy_pair, loop.losses
     here = False
 
-    def noisy_pair(batch: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def noisy_pair(batch: Any, *arguments: Any) -> Any:
         nonlocal here
         here = position in batch.positions
         return make(batch, *arguments)
 
-    def losses(*arguments: Any) -> dict[str, torch.Tensor]:
-        terms = measure(*arguments)
+    def losses(*arguments: Any, **options: Any) -> Any:
+        terms = measure(*arguments, **options)
         if here:
             nothing = terms["total"] - terms["total"].detach()
             terms["total"] = terms["total"] + nothing.sqrt()

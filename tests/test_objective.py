@@ -1,90 +1,59 @@
-import math
-
-import numpy as np
 import pytest
 import torch
 
-from n2n_dist.data.dataset import Batch
 from n2n_dist.errors import Refusal
-from n2n_dist.noise.models import Gaussian, Noise, Poisson
-from n2n_dist.objective import LossSettings, PairSettings, losses, noisy_pair
+from n2n_dist.loss.perceptual import matched_perceptual, perceptual
+from n2n_dist.loss.pixel import LEARNS
+from n2n_dist.noise.models import (
+    Bernoulli,
+    CorrelatedGaussian,
+    Gaussian,
+    Impulse,
+    Noise,
+    NoNoise,
+    Poisson,
+    PoissonGaussian,
+)
+from n2n_dist.objective import LossSettings, check_objective, crops, losses
+from n2n_dist.pairs import KeyedNoise, Neighbours, Pair, PairSettings, neighbour_pair
 
-SYNTHETIC, CAPTURES = PairSettings(), PairSettings(source="captures")
-
-
-def make_batch(positions: list[int], captures: int = 1, size: int = 64, value: float | None = 0.5) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(len(positions), captures, 3, size, size, generator=generator)
-    if value is not None:
-        images.fill_(value)
-    count = len(positions)
-    return Batch(np.array(positions), np.array(positions), images, np.zeros(count), np.ones(count))
-
-
-def test_the_two_fields_are_independent_and_have_the_level_of_the_noise() -> None:
-    batch = make_batch(list(range(8)))
-    inputs, targets = (noisy.double() - 0.5 for noisy in noisy_pair(batch, Gaussian(sigma=25), SYNTHETIC, seed=0))
-    count, variance = inputs.numel(), (25 / 255) ** 2
-    for field in (inputs, targets):
-        assert abs(field.mean()) < 4 * math.sqrt(variance / count)
-        assert abs(field.var() - variance) < 4 * variance * math.sqrt(2 / count)
-    assert abs((inputs * targets).mean()) < 4 * variance / math.sqrt(count)
-    between_samples = (inputs[0] * inputs[1]).mean()
-    assert abs(between_samples) < 4 * variance / math.sqrt(inputs[0].numel())
+SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(source=source) for source in ("synthetic", "captures", "neighbours"))
+MEAN = PairSettings(source="captures", target="mean")
+MATCHED, AVERAGED = LossSettings(form="matched"), LossSettings(form="averaged")
 
 
-@pytest.mark.parametrize("noise", [Gaussian(sigma=[5, 75]), Poisson(lam=[5, 200])])
-def test_both_fields_of_a_sample_share_one_level_of_the_range(noise: Noise) -> None:
-    batch = make_batch(list(range(20)))
-    inputs, targets = noisy_pair(batch, noise, SYNTHETIC, seed=0)
-    ratios = inputs.var((1, 2, 3)) / targets.var((1, 2, 3))
-    # the variance of n values has a relative spread of about sqrt(2 / n)
-    assert (ratios - 1).abs().max() < 6 * math.sqrt(2 * 2 / inputs[0].numel())
-    deviations = inputs.std((1, 2, 3))
-    assert deviations.max() > 2 * deviations.min()
+class Edges(torch.nn.Module):
+    """Features that are cheap."""
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.relu(image[..., 1:] - image[..., :-1])]
 
 
-def test_noise_depends_on_position_and_seed_alone() -> None:
-    positions = [3, 9, 10**9, 4]
-    whole = noisy_pair(make_batch(positions), Gaussian(sigma=[5, 50]), SYNTHETIC, seed=1)
-    for i, position in enumerate(positions):
-        alone = noisy_pair(make_batch([position]), Gaussian(sigma=[5, 50]), SYNTHETIC, seed=1)
-        for a, b in zip(whole, alone, strict=True):
-            assert torch.equal(a[i], b[0])
-    other = noisy_pair(make_batch(positions), Gaussian(sigma=[5, 50]), SYNTHETIC, seed=2)
-    assert not torch.equal(whole[0], other[0])
+def images(count: int, seed: int = 0, size: int = 16) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def test_noise_is_added_to_the_image_and_the_image_is_left_alone() -> None:
-    batch = make_batch([0, 1], value=None)
-    before = batch.pixels.clone()
-    inputs, targets = noisy_pair(batch, Gaussian(sigma=1), SYNTHETIC, seed=0)
-    assert torch.equal(batch.pixels, before)
-    for noisy in (inputs, targets):
-        assert 0 < (noisy - before[:, 0]).abs().max() < 6 / 255
+def made_pair(positions: list[int], noise: Noise | None = None) -> Pair:
+    """A pair whose samples depend on their position alone."""
+    inputs, targets, averaged = (
+        torch.cat([images(1, 10 * position + side) for position in positions]) for side in range(3)
+    )
+    mask = torch.cat([images(1, 10 * position + 3)[:, :1] < 0.1 * position for position in positions])
+    choice = torch.cat([(images(1, 10 * position + 4)[:, 0] * 8).long() for position in positions])
+    large = torch.cat([images(1, 10 * position + 5, 32) for position in positions])
+    return Pair(
+        inputs,
+        targets,
+        mask,
+        averaged,
+        None if noise is None else KeyedNoise(noise, 0, positions),
+        Neighbours(large, choice, gamma=2.0),
+    )
 
 
-def test_supervised_pairs_have_the_clean_target_and_the_same_input() -> None:
-    batch = make_batch([0, 1], value=None)
-    noisy_input, _ = noisy_pair(batch, Gaussian(), SYNTHETIC, seed=0)
-    inputs, targets = noisy_pair(batch, Gaussian(), PairSettings(supervised=True), seed=0)
-    assert torch.equal(inputs, noisy_input)
-    assert torch.equal(targets, batch.pixels[:, 0])
-
-
-def test_captures_are_taken_as_they_are() -> None:
-    batch = make_batch([0, 1], captures=2, value=None)
-    inputs, targets = noisy_pair(batch, Gaussian(), CAPTURES, seed=0)
-    assert torch.equal(inputs, batch.pixels[:, 0])
-    assert torch.equal(targets, batch.pixels[:, 1])
-
-
-def test_pair_settings_say_what_to_read() -> None:
-    assert SYNTHETIC.crops == PairSettings(supervised=True).crops == "image"
-    assert CAPTURES.crops == "captures"
-    assert PairSettings(source="captures", supervised=True).crops == "supervised"
-    with pytest.raises(Refusal, match=r"pairs\.source 'pictures'"):
-        PairSettings(source="pictures")
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(3, 3, 3, padding=1)
 
 
 def test_total_is_the_weighted_sum_and_reaches_the_model() -> None:
@@ -92,7 +61,7 @@ def test_total_is_the_weighted_sum_and_reaches_the_model() -> None:
     features = settings.extractor(3)
     model = torch.nn.Conv2d(3, 3, 1)
     inputs, targets = torch.rand(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    parts = losses(model, features, settings, inputs, targets)
+    parts = losses(model, features, settings, Pair(inputs, targets))
     assert parts["pixel"].item() == pytest.approx((model(inputs) - targets).square().mean().item())
     assert parts["perceptual"] > 0
     assert parts["total"].item() == pytest.approx((parts["pixel"] + 0.25 * parts["perceptual"]).item())
@@ -104,15 +73,158 @@ def test_without_lambda_there_is_no_perceptual_part() -> None:
     settings = LossSettings(perceptual=0)
     assert settings.extractor(4) is None
     inputs, targets = torch.rand(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    parts = losses(torch.nn.Identity(), None, settings, inputs, targets)
+    parts = losses(torch.nn.Identity(), None, settings, Pair(inputs, targets))
     assert parts["total"].item() == parts["pixel"].item() == pytest.approx((inputs - targets).abs().mean().item())
     assert "perceptual" not in parts
+
+
+@pytest.mark.parametrize("pixel", LEARNS)
+@pytest.mark.parametrize("form", ["plain", "matched"])
+def test_losses_of_parts_average_to_that_of_the_batch(pixel: str, form: str) -> None:
+    """Masked and relative ones too: all divide by the number of elements, so ranks and accumulation agree."""
+    settings, model, positions = LossSettings(pixel=pixel, form=form), network(), [1, 9, 4, 6]
+    noise = PoissonGaussian(lam=[10, 100])
+    whole = losses(model, Edges(), settings, made_pair(positions, noise), done=0.4)
+    for parts in ([[1], [9], [4], [6]], [[1, 9], [4, 6]]):
+        found = [losses(model, Edges(), settings, made_pair(part, noise), done=0.4) for part in parts]
+        assert whole.keys() == {"pixel", "consistency", "perceptual", "total"}
+        for name, value in whole.items():
+            torch.testing.assert_close(torch.stack([part[name] for part in found]).mean(), value)
+
+
+def test_the_consistency_term_grows_and_has_one_side_without_gradient() -> None:
+    pair, model, settings = made_pair([1, 2]), network(), LossSettings(pixel="l2", perceptual=0)
+    found = {done: losses(model, None, settings, pair, done) for done in (0.0, 0.5)}
+    prediction = model(pair.inputs)
+    with torch.no_grad():
+        first, second = neighbour_pair(model(pair.neighbours.images), pair.neighbours.choice)
+    by_hand = (prediction - pair.targets - first + second).square().mean()
+    for done, parts in found.items():
+        torch.testing.assert_close(parts["consistency"], by_hand)
+        torch.testing.assert_close(parts["total"], parts["pixel"] + 2.0 * done * by_hand)
+    expected = torch.autograd.grad(by_hand, model.weight)[0]
+    torch.testing.assert_close(torch.autograd.grad(found[0.5]["consistency"], model.weight)[0], expected)
+
+
+def test_half_precision_leaves_the_gradient_beside_a_pass_without_one() -> None:
+    """Autocast keeps cast weights; those of a pass without gradients would cut them off."""
+    pair, model = made_pair([1, 2]), network()
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = losses(model, None, LossSettings(pixel="l2", perceptual=0), pair, 0.5)
+    parts["total"].backward()
+    assert model.weight.grad.abs().sum() > 0
+
+
+def test_neighbours_with_consistency_have_the_clean_image_at_rest_where_it_is_not_smooth() -> None:
+    """A checkerboard: its neighbours differ, so that without the term a perfect denoiser would be pulled to grey."""
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    clean = ((rows + columns) % 2).float().expand(8, 1, 64, 64)
+    choice = torch.randint(8, (8, 32, 32), generator=torch.Generator().manual_seed(0))
+    noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+
+    class Perfect(torch.nn.Module):
+        """The clean image of either size, with a contrast that is to stay 1."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.contrast = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            known = clean if image.shape[-1] == 64 else neighbour_pair(clean, choice)[0]
+            return 0.5 + self.contrast * (known - 0.5)
+
+    inputs, targets = neighbour_pair(noisy, choice)
+    pair = Pair(inputs, targets, neighbours=Neighbours(noisy, choice, 2.0))
+    parts = losses(model := Perfect(), None, LossSettings(pixel="l2", perceptual=0), pair, 0.5)
+    names = ("pixel", "consistency")
+    pixel, consistency = (torch.autograd.grad(parts[name], model.contrast, retain_graph=True)[0] for name in names)
+    assert pixel > 0.5  # less contrast, please
+    assert abs(consistency) < 4 * 0.1 / targets.numel() ** 0.5
+
+
+def test_forms_of_the_perceptual_term() -> None:
+    pair, model, features = made_pair([1, 2], Gaussian()), torch.nn.Identity(), Edges()
+
+    def term(settings: LossSettings, pair: Pair) -> torch.Tensor:
+        return losses(model, features, settings, pair)["perceptual"]
+
+    first, second = (pair.noise(pair.inputs, f"noise-prediction-{draw}") for draw in (1, 2))
+    assert not torch.equal(first, second)
+    matched = matched_perceptual(features, first, second, pair.targets)
+    torch.testing.assert_close(term(MATCHED, pair), matched)
+    averaged = perceptual(features, pair.inputs, pair.averaged)
+    torch.testing.assert_close(term(AVERAGED, pair), averaged)
+    pair.averaged = None
+    torch.testing.assert_close(term(LossSettings(), pair), perceptual(features, pair.inputs, pair.targets))
+    pair.noise = None  # a clean target
+    torch.testing.assert_close(term(MATCHED, pair), perceptual(features, pair.inputs, pair.targets))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "noise", "loss", "expected"),
+    [
+        (SYNTHETIC, Gaussian(), LossSettings(), "image"),
+        (PairSettings(supervised=True), Gaussian(), LossSettings(), "image"),
+        (CAPTURES, NoNoise(), LossSettings(), "captures"),
+        (CAPTURES, Gaussian(), MATCHED, "captures"),
+        (CAPTURES, NoNoise(), AVERAGED, "captures and mean"),
+        (CAPTURES, NoNoise(), LossSettings(form="averaged", perceptual=0), "captures"),
+        (MEAN, NoNoise(), AVERAGED, "mean"),
+        (PairSettings(source="captures", supervised=True), NoNoise(), AVERAGED, "supervised"),
+        (NEIGHBOURS, NoNoise(), LossSettings(), "capture"),
+        (NEIGHBOURS, Gaussian(), LossSettings(), "image"),
+    ],
+    ids=str,
+)
+def test_what_the_data_set_has_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings, expected: str) -> None:
+    check_objective(noise, pairs, loss)
+    assert crops(pairs, noise, loss) == expected
+
+
+@pytest.mark.parametrize(
+    ("noise", "pairs", "loss", "message"),
+    [
+        (NoNoise(), SYNTHETIC, LossSettings(), r"^noise\.name none: .*choose a noise, or set pairs\.source"),
+        (Bernoulli(), CAPTURES, LossSettings(pixel="masked_l2"), r"^noise\.name bernoulli: .*; use synthetic"),
+        (Bernoulli(), NEIGHBOURS, LossSettings(pixel="masked_l2"), r"^noise\.name bernoulli: .*; use synthetic"),
+        (Bernoulli(), SYNTHETIC, LossSettings(), r"^loss\.pixel l1: counts .* bernoulli has lost; use masked_l2"),
+        (Gaussian(), SYNTHETIC, LossSettings(pixel="masked_l2"), r"^loss\.pixel masked_l2: noise\.name gaussian .*l2"),
+        (Gaussian(), SYNTHETIC, AVERAGED, r"^loss\.form averaged: needs pairs\.source captures, not synthetic"),
+        (NoNoise(), NEIGHBOURS, MATCHED, r"^loss\.form matched: .* pairs\.source neighbours .* use plain"),
+        (PoissonGaussian(), MEAN, MATCHED, r"^loss\.form matched: .* pairs\.target mean .* use plain"),
+        (NoNoise(), CAPTURES, MATCHED, r"noise\.lam=1/a noise\.read=sqrt\(b\)/a.*shards/audit\.py"),
+        (Poisson(lam=[1, 9]), CAPTURES, MATCHED, r"^noise\.lam \[1, 9\]: describes the captures; give one number"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_together_is_refused(
+    noise: Noise, pairs: PairSettings, loss: LossSettings, message: str
+) -> None:
+    with pytest.raises(Refusal, match=message):
+        check_objective(noise, pairs, loss)
+
+
+@pytest.mark.parametrize(
+    ("noise", "pairs", "loss"),
+    [
+        (Bernoulli(), PairSettings(supervised=True), LossSettings()),
+        (Bernoulli(), SYNTHETIC, LossSettings(pixel="masked_l2", form="matched")),
+        (PoissonGaussian(), CAPTURES, MATCHED),
+        (CorrelatedGaussian(), SYNTHETIC, MATCHED),
+        (NoNoise(), CAPTURES, LossSettings(form="matched", perceptual=0)),
+        (Impulse(), NEIGHBOURS, LossSettings(pixel="l0")),
+    ],
+    ids=str,
+)
+def test_what_can_is_not(noise: Noise, pairs: PairSettings, loss: LossSettings) -> None:
+    check_objective(noise, pairs, loss)
 
 
 @pytest.mark.parametrize(
     ("values", "named"),
     [
         ({"pixel": "l3"}, r"loss\.pixel 'l3'"),
+        ({"form": "other"}, r"loss\.form 'other': must be plain, averaged or matched"),
         ({"perceptual": -0.1}, r"loss\.perceptual -0\.1"),
         ({"perceptual": float("nan")}, r"loss\.perceptual nan"),
         ({"perceptual": float("inf")}, r"loss\.perceptual inf"),

@@ -24,6 +24,7 @@ from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.model.weights import save_model
 from n2n_dist.objective import LossSettings, losses
+from n2n_dist.pairs import Pair
 from n2n_dist.training.loop import train
 from n2n_dist.training.optim import OptimSettings, make_optimizer
 from n2n_dist.training.precision import TrainSettings, autocast_type, compile_blocks, memory_format
@@ -120,12 +121,12 @@ class _Bare:
         self.dtype = autocast_type(settings.precision)
         self.optimizer = make_optimizer(self.network, OptimSettings())
         shape = (batch, model.channels, crop, crop)
-        self.inputs = torch.rand(shape, device=self.device).contiguous(memory_format=layout)
-        self.targets = torch.rand(shape, device=self.device)
+        inputs = torch.rand(shape, device=self.device).contiguous(memory_format=layout)
+        self.pair = Pair(inputs, torch.rand(shape, device=self.device))
 
     def step(self) -> None:
         with autocast(self.device, self.dtype):
-            parts = losses(self.network, self.features, self.loss, self.inputs, self.targets)
+            parts = losses(self.network, self.features, self.loss, self.pair)
         parts["total"].backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from n2n_dist.data.image import Image
-from n2n_dist.data.members import read_window
+from n2n_dist.data.members import Member, read_window
 from n2n_dist.data.order import Order
 from n2n_dist.data.remote import GIB, Cache, Unavailable, location
 from n2n_dist.data.shard import Index
@@ -21,6 +21,15 @@ from n2n_dist.noise import keys
 
 ATTEMPTS = 100
 """Samples that are tried in the place of a damaged one."""
+SOURCES = {
+    "image": ["the first capture"],
+    "capture": ["a capture"],
+    "captures": ["a capture", "another capture"],
+    "mean": ["a capture", "the mean of all others"],
+    "captures and mean": ["a capture", "another capture", "the mean of all others"],
+    "supervised": ["a capture", "the clean reference"],
+}
+"""What can be read of a sample: one crop of each of these, all at the same place."""
 
 
 @dataclass
@@ -75,7 +84,7 @@ class Batch:
     samples: np.ndarray
     """Number of each sample in the index, int64 [B]."""
     pixels: torch.Tensor
-    """uint8, uint16 or float32 [B, K, C, H, W]. K = 1: the image itself; K = 2: input and target capture."""
+    """uint8, uint16 or float32 [B, K, C, H, W]: the K images that one of `SOURCES` lists."""
     black: np.ndarray
     """Value that means no light in each sample, float64 [B]."""
     white: np.ndarray
@@ -105,15 +114,16 @@ class Batch:
 class CropDataset(torch.utils.data.Dataset):
     """Maps places, lists of (position, sample number), to a batch; a pure function of these and the seed."""
 
-    def __init__(self, index: Index, seed: int, crop: int, source: str) -> None:
+    def __init__(self, index: Index, seed: int, crop: int, source: str, epoch: int | None = None) -> None:
         """Check that every sample can give what is asked for.
 
         Args:
             index: the shards.
             seed: keys the crop, the flips and the choice of captures.
             crop: height and width in pixels.
-            source: `image` (the first capture), `captures` (two different captures of the scene, input and target)
-                or `supervised` (a capture and the clean reference).
+            source: one of `SOURCES`. Captures take turns: in K (K - 1) epochs each of the K captures of a scene is
+                the input with every other one as the target once, starting anywhere.
+            epoch: positions after which the order begins anew; default: the number of samples.
 
         Raises:
             Refusal: a shard has samples that are too small, or have no reference.
@@ -131,9 +141,10 @@ class CropDataset(torch.utils.data.Dataset):
         self.seed = seed
         self.crop = crop
         self.source = source
+        self.epoch = epoch or len(index)
         self.gone: Unavailable | None = None
         """Why nothing more is read by this process: no other sample stands in for those of a source that is gone."""
-        self.shape = (1 if source == "image" else 2, index.shards[0].channels[0], crop, crop)
+        self.shape = (len(SOURCES[source]), index.shards[0].channels[0], crop, crop)
 
     def bytes(self, samples: int) -> int:
         """Return the memory that the crops of so many samples need, of whatever type they are."""
@@ -216,16 +227,29 @@ class CropDataset(torch.utils.data.Dataset):
             self.crop,
             self.crop,
         )
-        members = [sample.captures[0]]
-        if self.source == "captures":
-            first = draw("capture", len(sample.captures))
-            other = (first + 1 + draw("other-capture", len(sample.captures) - 1)) % len(sample.captures)
-            members = [sample.captures[first], sample.captures[other]]
-        elif self.source == "supervised":
-            members = [sample.captures[draw("capture", len(sample.captures))], sample.clean or sample.captures[0]]
         turns, flip = draw("quarter-turns", 4), draw("flip", 2)
-        crops = [_symmetry(read_window(tar, sample, member, window), turns, flip == 1) for member in members]
-        return [Image(crop, sample.black, sample.white) for crop in crops]
+
+        def read(member: Member) -> Image:
+            pixels = read_window(tar, sample, member, window)
+            return Image(_symmetry(pixels, turns, flip == 1), sample.black, sample.white)
+
+        count = len(sample.captures)
+        start = keys.integer(self.seed, number, "first-pair", max(1, count * (count - 1)))
+        first, *others = [sample.captures[k] for k in take_turns(count, start + position // self.epoch)]
+        match self.source:
+            case "image":
+                return [read(sample.captures[0])]
+            case "capture":
+                return [read(first)]
+            case "captures":
+                return [read(first), read(others[0])]
+            case "supervised":
+                return [read(first), read(sample.clean or first)]
+        # a mean is no integer, so all are normalised
+        rest = [read(other).normalised() for other in others]
+        mean = np.mean(rest, axis=0, dtype=np.float32)
+        images = [mean] if self.source == "mean" else [rest[0], mean]
+        return [Image(image, 0.0, 1.0) for image in (read(first).normalised(), *images)]
 
 
 class RankOrder(torch.utils.data.Sampler):
@@ -252,6 +276,16 @@ class RankOrder(torch.utils.data.Sampler):
         """Return the slice of the batch that comes after `samples_seen` samples."""
         numbers = self.order.batch(samples_seen, self.first, self.first + self.share)
         return list(enumerate(numbers.tolist(), samples_seen + self.first))
+
+
+def take_turns(captures: int, turn: int) -> list[int]:
+    """Order the captures of a scene: input, target, all others.
+
+    In K (K - 1) consecutive turns every ordered pair of the K captures stands in front once.
+    """
+    first, step = turn % captures, turn // captures
+    others = captures - 1
+    return [first, *((first + 1 + (step + k) % others) % captures for k in range(others))]
 
 
 def _symmetry(pixels: np.ndarray, turns: int, flip: bool) -> np.ndarray:
@@ -282,7 +316,7 @@ def open_data(
         settings: of the data.
         seed: of the run.
         channels: of every image.
-        source: of the crops, as of `CropDataset`.
+        source: of the crops, one of `SOURCES`.
         slots: places of every batch that are read on this machine.
 
     Raises:
@@ -290,10 +324,11 @@ def open_data(
 
     """
     index = Index(folder_list(settings.shards, "data.shards"), settings.open_cache())
-    index.require("data.shards", channels, captures=2 if source == "captures" else 1)
+    paired = source in ("captures", "mean", "captures and mean")
+    index.require("data.shards", channels, captures=2 if paired else 1)
     order = Order(index.sizes, seed, settings.batch, settings.streams)
     index.require_room(-(-len(slots) * order.streams // order.batch_size))
-    return index, order, CropDataset(index, seed, settings.crop, source)
+    return index, order, CropDataset(index, seed, settings.crop, source, order.samples_per_epoch)
 
 
 def is_tolerated(bad: float, samples: int, max_bad: float) -> bool:

@@ -55,6 +55,11 @@ class Order:
         self._epoch = functools.lru_cache(maxsize=2)(self._permute_shards)
         self._inside = functools.lru_cache(maxsize=2 * self.streams)(self._permute_samples)
 
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples after which the next epoch begins."""
+        return self.batches_per_epoch * self.batch_size
+
     def batch(self, samples_seen: int, first: int = 0, last: int | None = None) -> np.ndarray:
         """Return the numbers of the next B samples, or of a part of them, int64 [B] or [last - first].
 

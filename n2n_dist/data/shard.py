@@ -110,7 +110,7 @@ class Index:
             if shard.captures < captures:
                 raise Refusal(
                     f"{setting}: {path} has samples with one capture, pairs.source captures needs two; build the "
-                    "shards with --captures folder"
+                    "shards with --captures folder, or set pairs.source=neighbours"
                 )
 
     def require_room(self, streams: int) -> None:

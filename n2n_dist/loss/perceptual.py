@@ -67,10 +67,44 @@ class VGGFeatures(nn.Module):
 
 def perceptual(features: nn.Module, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean absolute difference of features, averaged over the layers; no gradient flows to the target."""
-    with torch.no_grad():
-        wanted = features(target)
-    distances = [(a.float() - b.float()).abs().mean() for a, b in zip(features(prediction), wanted, strict=True)]
-    return torch.stack(distances).mean()
+    return _mean_distance(features(prediction), _without_gradient(features, target))
+
+
+def matched_perceptual(
+    features: nn.Module, first: torch.Tensor, second: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """Energy distance between the features of the prediction under noise and those of the noisy target.
+
+    With X and X' the features of two noisy versions of the prediction and Y those of the target, it is
+
+        (|X - Y| + |X' - Y| - |X - X'|) / 2,    whose expectation is    E|X - Y| - E|X - X'| / 2,
+
+    the energy score (Szekely and Rizzo 2013; Gneiting and Raftery 2007, section 4.3), which is least where X and Y
+    have the same distribution: noise in the target cannot be gained by putting it into the prediction, as it can in
+    `perceptual`. That needs a distance of negative type, which the absolute difference summed over features is, for
+    each feature on its own. At a prediction that is the clean image, X, X' and Y are drawn alike, the first two terms
+    and the last cancel in the mean whatever dX / d(prediction) is, and so the gradient has mean zero there even where
+    the noise depends on the signal and is differentiated approximately; both draws need one. The value is never
+    negative.
+
+    Args:
+        features: the extractor.
+        first: the prediction with fresh noise of the target's model and level, [B, C, H, W].
+        second: the same with other noise.
+        target: noisy, of the same shape; no gradient flows to it.
+
+    """
+    one, other, wanted = features(first), features(second), _without_gradient(features, target)
+    return (_mean_distance(one, wanted) + _mean_distance(other, wanted) - _mean_distance(one, other)) / 2
+
+
+@torch.no_grad()
+def _without_gradient(features: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    return features(image)
+
+
+def _mean_distance(these: list[torch.Tensor], those: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([(a.float() - b.float()).abs().mean() for a, b in zip(these, those, strict=True)]).mean()
 
 
 def _read_weights(last: int, path: Path | None, wanted: Sequence[str]) -> dict[str, torch.Tensor]:

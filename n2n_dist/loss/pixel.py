@@ -1,19 +1,52 @@
-"""Pixel losses: the mean over all elements of a distance that seeks the median (L1) or the mean (L2)."""
+"""Pixel losses: the mean over all elements of a distance; the distance decides what of the targets is learned.
+
+Every mean divides by the number of elements, also where some do not count: equal parts of a batch, averaged, give the
+loss of the batch on any number of ranks and accumulation steps, which a division by a local count would not.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
+LEARNS = {
+    "l1": "median",
+    "charbonnier": "median",
+    "l2": "mean",
+    "masked_l2": "mean",
+    "relative_l2": "mean",
+    "l0": "mode",
+}
+"""Every loss, and which statistic of the noisy targets it learns."""
 
-def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference; learns the median of the targets."""
-    return F.l1_loss(prediction, target)
 
+def pixel_loss(
+    name: str, prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, done: float = 0.0
+) -> torch.Tensor:
+    """Return the loss of the given name, a scalar.
 
-def l2(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference; learns the mean of the targets."""
-    return F.mse_loss(prediction, target)
+    Args:
+        name: one of `LEARNS`.
+        prediction: float32 [B, C, H, W].
+        target: of the same shape.
+        mask: for `masked_l2`, which pixels of the target count, [B, 1, H, W]; None: all.
+        done: for `l0`, the share of the training that is done, in [0, 1).
+
+    """
+    match name:
+        case "l1":
+            return F.l1_loss(prediction, target)
+        case "l2":
+            return F.mse_loss(prediction, target)
+        case "charbonnier":
+            return charbonnier(prediction, target)
+        case "l0":
+            return annealed_l0(prediction, target, exponent=2 * (1 - done))
+        case "masked_l2":
+            return masked_l2(prediction, target, mask)
+        case "relative_l2":
+            return relative_l2(prediction, target)
+    raise ValueError(name)
 
 
 def charbonnier(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -21,4 +54,21 @@ def charbonnier(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.sqrt((prediction - target).square() + 1e-6).mean()
 
 
-LOSSES = {"l1": l1, "l2": l2, "charbonnier": charbonnier}
+def annealed_l0(prediction: torch.Tensor, target: torch.Tensor, exponent: float) -> torch.Tensor:
+    """(|d| + 1e-8)^exponent, whose exponent falls from 2 (the mean) to 0 (the mode) (Noise2Noise section 3.2)."""
+    return ((prediction - target).abs() + 1e-8).pow(exponent).mean()
+
+
+def masked_l2(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Squared difference where the mask is set, 0 elsewhere (Noise2Noise section 3.2)."""
+    difference = prediction - target
+    return (difference if mask is None else difference * mask).square().mean()
+
+
+def relative_l2(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(f - y)^2 / (f + 0.01)^2 without a gradient through the denominator (Noise2Noise section 3.3, high range).
+
+    A prediction below black counts as black, lest the denominator vanish.
+    """
+    scale = prediction.detach().clamp(min=0) + 0.01
+    return ((prediction - target) / scale).square().mean()

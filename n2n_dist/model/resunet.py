@@ -35,6 +35,11 @@ class ModelSettings:
         if self.stem not in (1, 2, 4):
             raise Refusal(f"model.stem {self.stem}: must be 1, 2 or 4")
 
+    @property
+    def divisor(self) -> int:
+        """Pixels of the image, in height and width, that the coarsest level's pixel covers."""
+        return self.stem * 2 ** (len(self.depths) - 1)
+
 
 class ResUNet(nn.Module):
     """Denoiser f(y) = y - network(y): [N, C, H, W] -> [N, C, H, W], any height and width.
@@ -59,7 +64,7 @@ class ResUNet(nn.Module):
         super().__init__()
         self.settings = settings
         self.crop = crop
-        self.divisor = settings.stem * 2 ** (len(settings.depths) - 1)
+        self.divisor = settings.divisor
         widths = [settings.width * 2**level for level in range(len(settings.depths))]
         if crop % self.divisor:
             raise Refusal(

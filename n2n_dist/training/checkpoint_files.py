@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.model.weights import save_model
+from n2n_dist.pairs import PairSettings
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -215,8 +216,9 @@ def export(path: Path, weights: Path) -> None:
     progress = read_manifest(path).progress
     identity = progress.identity
     settings = {key.removeprefix("model."): value for key, value in identity.items() if key.startswith("model.")}
+    crop = PairSettings(source=identity["pairs.source"]).network_crop(identity["data.crop"])
     with torch.device("meta"):  # initial weights would cost time and draw from the global generator
-        ema = ResUNet(ModelSettings(**settings), identity["data.crop"])
+        ema = ResUNet(ModelSettings(**settings), crop)
     ema.to_empty(device="cpu")
     load(path, {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()})
     save_model(weights, ema, progress.step)

@@ -23,7 +23,8 @@ from n2n_dist.devices import autocast
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ResUNet
 from n2n_dist.model.weights import LAST, load_model, save_model
-from n2n_dist.objective import losses, noisy_pair
+from n2n_dist.objective import crops, losses
+from n2n_dist.pairs import noisy_pair
 from n2n_dist.training import report
 from n2n_dist.training.backend import Backend, plan_batch
 from n2n_dist.training.checkpoint import Checkpoints
@@ -107,22 +108,23 @@ def _train(
     plan = plan_batch(config.data.batch, config.train.micro_batch)
     dtype = autocast_type(config.train.precision)
     backend = Backend(plan, config.optim.clip, dtype, config.train.threads, watchdog)
-    channels, crops = config.model.channels, config.pairs.crops
+    channels, source = config.model.channels, crops(config.pairs, config.noise, config.loss)
     index, order, dataset = backend.on_all(
-        lambda: open_data(config.data, config.run.seed, channels, crops, backend.machine_slots)
+        lambda: open_data(config.data, config.run.seed, channels, source, backend.machine_slots)
     )
 
     # networks, validation, optimiser
     torch.manual_seed(config.run.seed)
-    network = ResUNet(config.model, config.data.crop).to(backend.device)
-    ema = ResUNet(config.model, config.data.crop).to(backend.device).to(memory_format=memory_format(config.train))
+    crop = config.pairs.network_crop(config.data.crop)
+    network = ResUNet(config.model, crop).to(backend.device)
+    ema = ResUNet(config.model, crop).to(backend.device).to(memory_format=memory_format(config.train))
     ema.eval().requires_grad_(False)
     features = config.loss.extractor(channels)
     features = features.to(backend.device) if features is not None else None
     arrange(network, features, config.train, backend)
-    sets, source = config.validation_sets(), config.pairs.source
+    sets, pairs = config.validation_sets(), config.pairs.source
     validation = backend.on_all(
-        lambda: Validation(sets, config.noise, source, config.validate, channels, backend.device, config.data)
+        lambda: Validation(sets, config.noise, pairs, config.validate, channels, backend.device, config.data)
     )
     optimizer = make_optimizer(network, config.optim)
 
@@ -144,7 +146,7 @@ def _train(
         if config.run.init:
             _start_from(network, config.run.init)
         ema.load_state_dict(network.state_dict())
-    example = torch.zeros(plan.micro_batch, channels, config.data.crop, config.data.crop)
+    example = torch.zeros(plan.micro_batch, channels, crop, crop)
     example = example.to(backend.device, memory_format=memory_format(config.train))
     model, stepper = backend.wrap(network, optimizer, example)
     places = RankOrder(order, progress.samples_seen, backend.rank, backend.world_size, plan.micro_batch)
@@ -170,11 +172,11 @@ def _train(
             waited += time.perf_counter() - start
             bad += batch.bad
             gone.extend(message for message in batch.bad if isinstance(message, Unavailable))
-            inputs, targets = noisy_pair(batch, config.noise, config.pairs, config.run.seed)
-            inputs = inputs.contiguous(memory_format=memory_format(config.train))
+            pair = noisy_pair(batch, config.noise, config.pairs, config.run.seed)
+            pair.inputs = pair.inputs.contiguous(memory_format=memory_format(config.train))
             with backend.accumulate(model):
                 with autocast(backend.device, dtype):
-                    terms = losses(model, features, config.loss, inputs, targets)
+                    terms = losses(model, features, config.loss, pair, done=step / config.train.steps)
                 own_time.mark()
                 backend.backward(terms["total"])
             for name, value in terms.items():

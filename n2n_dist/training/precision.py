@@ -19,7 +19,7 @@ class TrainSettings:
     """How long and how fast."""
 
     steps: int = 10000
-    """Optimiser steps. May grow when a run is continued; the learning rate's cosine then stretches."""
+    """Optimiser steps. May grow when a run is continued; the cosine of the rate, l0 and pairs.gamma then stretch."""
     micro_batch: int | None = None
     """Most crops in one forward pass on one rank; the rest of the batch is accumulated. Default: no limit."""
     precision: str = "auto"

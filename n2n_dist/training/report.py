@@ -11,6 +11,7 @@ from torch import nn
 from n2n_dist import interrupt
 from n2n_dist.data.order import Order
 from n2n_dist.data.shard import Index
+from n2n_dist.expectation import expectation
 from n2n_dist.model.weights import find_weights
 from n2n_dist.training.backend import Backend
 from n2n_dist.training.checkpoint_files import Progress
@@ -29,15 +30,20 @@ def start(
     order: Order,
     network: nn.Module,
 ) -> str:
-    """Describe world, batch, data and network."""
+    """Describe world, batch, data, network, and what is learned, with warnings where that is not the clean image."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     precision = "fp32" if dtype is None else "bf16 autocast"
     targets = " (clean targets)" if config.pairs.supervised else ""
     noise = config.noise.name
     if config.pairs.source == "captures":
         noise = "of the captures; PSNR is estimated from two of them (uPSNR), unless the shards hold clean references"
+    elif noise == "none":
+        noise = "of the images, which are taken as they are"
+    learned, warnings = expectation(config.noise, config.pairs, config.loss)
     shards, epoch = len(index.shards), order.batches_per_epoch
     perceptual = f" + {config.loss.perceptual:g} * VGG-16" if config.loss.perceptual else ""
+    if perceptual and config.loss.form != "plain":
+        perceptual += f" ({config.loss.form})"
     return "\n".join(
         [
             f"world    {backend.name}: {backend.world_size} process(es) on {backend.device.type}, {precision}",
@@ -45,7 +51,9 @@ def start(
             f"data     {len(index):,} samples in {shards:,} shards, {epoch:,} steps an epoch",
             f"noise    {noise}, pairs {config.pairs.source}{targets}",
             f"network  ResUNet of {parameters / 1e6:.2f} M parameters, loss {config.loss.pixel}{perceptual}",
+            f"learns   {learned}",
             f"run      {config.run.dir}; watch it with: tensorboard --logdir {Path(config.run.dir).parent}",
+            *(f"warning: {warning}" for warning in warnings),
         ]
     )
 

@@ -21,7 +21,7 @@ from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, UnbiasedMSE, decibels, psnr, ssim, unbiased_mse
 from n2n_dist.model.resunet import ResUNet
 from n2n_dist.noise import keys
-from n2n_dist.noise.models import Noise
+from n2n_dist.noise.models import Noise, NoNoise
 from n2n_dist.training.backend import Backend
 
 SMALLEST = 32
@@ -36,7 +36,7 @@ class ValidateSettings:
     every: int = 1000
     """Steps between two validations; one is always made at the end."""
     level: float | None = None
-    """Level of synthetic noise (sigma in 1/255 of white, or photons); default: the middle of the training range."""
+    """Level of the noise that is put on clean images, in its own unit; default: the middle of the training range."""
     images: int = 64
     """Most samples of each validation set that are used."""
     strips: int = 4
@@ -98,10 +98,24 @@ class Validation:
                     raise Refusal(f"data.validation {name}: {path} has tiles below {SMALLEST} pixels; leave them out")
         self.max_bad = data.max_bad
         self.noise = noise
-        self.source = source
+        # single images that are noisy already are compared as captures are
+        self.source = "captures" if isinstance(noise, NoNoise) else source
+        if self.source == "captures":
+            self._require_reference()
+        elif settings.level is not None:
+            noise.check_level("validate.level", settings.level)
         self.settings = settings
         self.device = device
         self.lpips = LPIPS().to(device) if self.sets and channels in (1, 3) else None
+
+    def _require_reference(self) -> None:
+        for name, index in self.sets.items():
+            for path, shard in zip(index.paths, index.shards, strict=True):
+                if shard.captures < 2 and not shard.clean:
+                    raise Refusal(
+                        f"data.validation {name}: {path} has single images, nothing to compare them with; give shards "
+                        "with KEY.clean or several captures, or set data.validation=null"
+                    )
 
     @torch.inference_mode()
     @_any_algorithm()

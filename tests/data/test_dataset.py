@@ -13,12 +13,14 @@ from images import random_pixels
 
 from n2n_dist.data.build import build
 from n2n_dist.data.dataset import (
+    SOURCES,
     Batch,
     CropDataset,
     DataSettings,
     RankOrder,
     _symmetry,
     folder_list,
+    take_turns,
 )
 from n2n_dist.data.image import encode, write_image
 from n2n_dist.data.indexing import write_index
@@ -129,6 +131,45 @@ def test_supervised_pairs_are_a_capture_and_its_reference(tmp_path: Path) -> Non
         np.testing.assert_array_equal(reference, np.sort(clean.ravel()))
         seen.add(next(n for n, pixels in enumerate(captures) if np.array_equal(np.sort(pixels.ravel()), noisy)))
     assert seen == {0, 1}
+
+
+@given(captures=st.integers(1, 7), turn=st.integers(0, 10**12))
+def test_every_ordered_pair_of_captures_has_its_turn_once(captures: int, turn: int) -> None:
+    turns = [take_turns(captures, turn + k) for k in range(max(1, captures * (captures - 1)))]
+    assert all(sorted(order) == list(range(captures)) for order in turns)
+    assert len({tuple(order[:2]) for order in turns}) == len(turns)
+
+
+def test_epochs_use_all_ordered_pairs_of_a_scene_alike(coded: Index) -> None:
+    """The last sample of every epoch is dropped, so an epoch is shorter than the shards."""
+    order = Order(coded.sizes, 0, 4)
+    dataset = CropDataset(coded, 3, 8, "captures", order.samples_per_epoch)
+    seen: dict[int, list[tuple[int, ...]]] = {}
+    for position in range(12 * order.samples_per_epoch):
+        number = position % 4
+        pair = decoded(read(dataset, position, number)[1])
+        seen.setdefault(number, []).append(tuple(pair[:, 1, 0, 0]))
+    for pairs in seen.values():
+        assert sorted(pairs[:6]) == sorted(pairs[6:]) == sorted(itertools.permutations(range(3), 2))
+    assert len({pairs[0] for pairs in seen.values()}) > 1
+
+
+def test_the_mean_is_that_of_all_captures_but_the_input(coded: Index) -> None:
+    for source in SOURCES.keys() - {"supervised"}:
+        images = read(CropDataset(coded, seed=3, crop=8, source=source), 0, 1)[1]
+        assert images.shape == (len(SOURCES[source]), 4, 8, 8)
+    for position in range(12):
+        first, mean = read(CropDataset(coded, 3, 8, "mean"), position, 1)[1] * 65535
+        both = read(CropDataset(coded, 3, 8, "captures and mean"), position, 1)[1] * 65535
+        torch.testing.assert_close(both[[0, 2]], torch.stack([first, mean]))
+        one, other = first[1, 0, 0].round(), both[1, 1, 0, 0].round()
+        assert one != other
+        torch.testing.assert_close(mean[1], torch.full((8, 8), (3 - one.item()) / 2), atol=1e-2, rtol=0)
+        for image in (mean, both[1]):  # everything else is the same place of the same scene
+            torch.testing.assert_close(image[[0, 2, 3]], first[[0, 2, 3]], atol=1e-2, rtol=0)
+    assert read(CropDataset(coded, 3, 8, "capture"), 5, 1)[1].shape == (1, 4, 8, 8)
+    singles = {read(CropDataset(coded, 3, 8, "capture"), 5 * k, 1)[1][0, 1, 0, 0].item() for k in range(3)}
+    assert len(singles) == 3
 
 
 def test_workers_do_not_change_the_crops(make_shards: Callable[..., Path]) -> None:
@@ -272,7 +313,7 @@ def test_crops_are_to_the_bit_what_read_pixels_gives(tmp_path: Path, dtype: type
         tar, sample = index.sample(number)
         members = [sample.captures[0]]
         if source == "captures":
-            first = keys.integer(7, position, "capture", 2)
+            first = take_turns(2, keys.integer(7, number, "first-pair", 2) + position // 4)[0]
             members = [sample.captures[first], sample.captures[1 - first]]
         window = (keys.integer(7, position, "top", 5), keys.integer(7, position, "left", 9), 16, 16)
         for member, found in zip(members, image, strict=True):

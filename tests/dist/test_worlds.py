@@ -57,6 +57,25 @@ def test_pairs_and_losses_are_those_of_one_process(
         assert here == pytest.approx(there, rel=1e-5), name
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(["pairs.source=neighbours", "noise.sigma=[5,50]", "loss.pixel=l2"], id="neighbours"),
+        pytest.param(
+            ["noise.name=bernoulli", "loss.pixel=masked_l2", "loss.perceptual=0.01", "loss.form=matched"],
+            id="masked and matched",
+        ),
+    ],
+)
+def test_neighbours_masks_and_fresh_noise_are_those_of_one_process(folder: Path, settings: list[str]) -> None:
+    one, pairs = trained(folder, f"one-{settings[0]}", *settings, world=0)
+    two, again = trained(folder, f"two-{settings[0]}", *settings, "train.micro_batch=2", world=2)
+    assert again == pairs
+    for name in one.keys() & {"train/pixel", "train/consistency", "train/perceptual", "train/total"}:
+        assert list(two[name].values()) == pytest.approx(list(one[name].values()), rel=1e-4), name
+    assert len(one.keys() & {"train/consistency", "train/perceptual"}) == 1
+
+
 def test_the_seed_changes_samples_and_noise(folder: Path, alone: tuple[dict, dict]) -> None:
     _, pairs = trained(folder, "seed", "run.seed=1", world=0)
     assert [pair[0] for pair in pairs.values()] != [pair[0] for pair in alone[1].values()]

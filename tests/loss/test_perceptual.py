@@ -6,7 +6,18 @@ import torch
 
 from n2n_dist.errors import Refusal
 from n2n_dist.loss import perceptual as module
-from n2n_dist.loss.perceptual import BUNDLED, VGGFeatures, perceptual
+from n2n_dist.loss.perceptual import BUNDLED, VGGFeatures, matched_perceptual, perceptual
+from n2n_dist.noise import keys
+from n2n_dist.noise.models import (
+    Bernoulli,
+    CorrelatedGaussian,
+    Gaussian,
+    Impulse,
+    Noise,
+    Poisson,
+    PoissonGaussian,
+    Speckle,
+)
 
 # Of the pair `astronaut_pair`, in float32: mean activation of the clean image, mean absolute and mean squared
 # difference; computed once with torchvision's own weights rounded to half precision.
@@ -61,6 +72,71 @@ def test_loss_is_the_mean_over_layers_and_reaches_the_prediction_alone(vgg: VGGF
     assert prediction.grad.abs().sum() > 0
     assert target.grad is None
     assert perceptual(vgg, target, target).item() == 0
+
+
+def test_matched_is_the_energy_distance_and_reaches_both_draws(vgg: VGGFeatures) -> None:
+    first, second, target = (random_image(seed=seed).requires_grad_() for seed in range(3))
+    loss = matched_perceptual(vgg, first, second, target)
+    by_hand = (perceptual(vgg, first, target) + perceptual(vgg, second, target) - perceptual(vgg, first, second)) / 2
+    torch.testing.assert_close(loss, by_hand)
+    assert loss > 0
+    loss.backward()
+    assert first.grad.abs().sum() > 0
+    assert second.grad.abs().sum() > 0
+    assert target.grad is None
+    torch.testing.assert_close(matched_perceptual(vgg, first, first, target), perceptual(vgg, first, target))
+
+
+class Bend(torch.nn.Module):
+    """A feature of 2 x 2 pixels that is not linear."""
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.nn.functional.avg_pool2d(torch.relu(image - 0.5) + image.square(), 2)]
+
+
+def gradients(noise: Noise, level: float, clean: float, value: float, matched: bool) -> torch.Tensor:
+    """Derivative of the loss at every pixel of a constant prediction, against noisy versions of a constant image."""
+    prediction = torch.full((1, 500, 500), value, requires_grad=True)
+
+    def draw(image: torch.Tensor, purpose: str) -> torch.Tensor:
+        return noise(image, level, keys.generator(0, 0, purpose, "cpu"))
+
+    target = draw(torch.full((1, 500, 500), clean), "noise-target")
+    if matched:
+        first, second = (draw(prediction, f"noise-prediction-{number}") for number in (1, 2))
+        loss = matched_perceptual(Bend(), first, second, target)
+    else:
+        loss = perceptual(Bend(), prediction, target)
+    loss.backward()
+    return prediction.grad.double().flatten() * prediction.numel()
+
+
+NOISES = [
+    (Gaussian(), 60.0),
+    (CorrelatedGaussian(), 60.0),
+    (Poisson(), 10.0),
+    (PoissonGaussian(read=1.0), 10.0),
+    (Bernoulli(), 0.5),
+    (Impulse(), 0.5),
+    (Speckle(), 4.0),
+]
+
+
+@pytest.mark.parametrize(("noise", "level"), NOISES, ids=str)
+@pytest.mark.parametrize("clean", [0.1, 0.55])
+def test_matched_is_at_rest_at_the_clean_image_whatever_the_noise(noise: Noise, level: float, clean: float) -> None:
+    found = gradients(noise, level, clean, clean, matched=True)
+    independent = len(found) / (50 if noise.name == "correlated" else 4)
+    assert abs(found.mean()) <= 4 * found.std() / independent**0.5
+    below = gradients(noise, level, clean, 0.8 * clean, matched=True).mean()
+    above = gradients(noise, level, clean, 1.2 * clean, matched=True).mean()
+    assert below < 0 < above
+
+
+@pytest.mark.parametrize(("noise", "level"), NOISES, ids=str)
+def test_plain_is_not(noise: Noise, level: float) -> None:
+    found = gradients(noise, level, 0.55, 0.55, matched=False)
+    assert abs(found.mean()) > 5 * found.std() / (len(found) / 50) ** 0.5
 
 
 def test_weights_are_frozen_and_stay_as_they_are(vgg: VGGFeatures) -> None:

@@ -3,34 +3,135 @@ import math
 import pytest
 import torch
 
-from n2n_dist.loss.pixel import LOSSES
+from n2n_dist.loss.pixel import LEARNS, pixel_loss
+from n2n_dist.noise import keys
+from n2n_dist.noise.models import Bernoulli, Impulse, Noise, Poisson, Text
+
+SIZE = (1, 200, 200)
+
+
+def random_pair(seed: int = 0) -> torch.Tensor:
+    return torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
 def test_values_by_hand() -> None:
     prediction, target = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]), torch.tensor([[[[1.0, 1.0], [0.0, 3.0]]]])
-    assert LOSSES["l1"](prediction, target).item() == pytest.approx((1 + 2) / 4)
-    assert LOSSES["l2"](prediction, target).item() == pytest.approx((1 + 4) / 4)
+    assert pixel_loss("l1", prediction, target).item() == pytest.approx((1 + 2) / 4)
+    assert pixel_loss("l2", prediction, target).item() == pytest.approx((1 + 4) / 4)
     smooth = (math.sqrt(1 + 1e-6) + math.sqrt(4 + 1e-6) + 2 * 1e-3) / 4
-    assert LOSSES["charbonnier"](prediction, target).item() == pytest.approx(smooth)
+    assert pixel_loss("charbonnier", prediction, target).item() == pytest.approx(smooth)
+    relative = (1 / 0.01**2 + 4 / 2.01**2) / 4
+    assert pixel_loss("relative_l2", prediction, target).item() == pytest.approx(relative)
+    mask = torch.tensor([[[[True, False], [False, True]]]])
+    assert pixel_loss("masked_l2", prediction, target, mask).item() == pytest.approx(1 / 4)
+    assert pixel_loss("masked_l2", prediction, target).item() == pytest.approx(5 / 4)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("l1", 1.0), ("l2", 3.25), ("charbonnier", 1.0)])
-def test_l1_learns_the_median_and_l2_the_mean(name: str, expected: float) -> None:
+@pytest.mark.parametrize(("done", "exponent"), [(0.0, 2.0), (0.25, 1.5), (0.5, 1.0), (0.95, 0.1)])
+def test_the_exponent_of_l0_falls_from_2_to_0(done: float, exponent: float) -> None:
+    prediction, target = torch.tensor([0.0, 0.0, 0.5]), torch.tensor([0.5, 1.0, 0.5])
+    expected = (0.5**exponent + 1 + 1e-8**exponent) / 3
+    assert pixel_loss("l0", prediction, target, done=done).item() == pytest.approx(expected)
+    if done == 0:
+        torch.testing.assert_close(pixel_loss("l0", *random_pair()), pixel_loss("l2", *random_pair()))
+
+
+def test_an_unknown_loss_is_an_error() -> None:
+    with pytest.raises(ValueError, match="l3"):
+        pixel_loss("l3", torch.zeros(1), torch.zeros(1))
+
+
+@pytest.mark.parametrize(("name", "expected"), [("l1", 1.0), ("l2", 3.25), ("charbonnier", 1.0), ("l0", 1.0)])
+def test_l1_learns_the_median_l2_the_mean_and_l0_the_mode(name: str, expected: float) -> None:
     targets = torch.tensor([0.0, 1.0, 1.0, 11.0])
     values = torch.arange(0, 11, 0.01)
-    losses = torch.stack([LOSSES[name](value.expand(4), targets) for value in values])
+    losses = torch.stack([pixel_loss(name, value.expand(4), targets, done=0.95) for value in values])
     assert values[losses.argmin()].item() == pytest.approx(expected, abs=0.011)
+    assert LEARNS[name] in {"l1": "median", "charbonnier": "median", "l2": "mean", "l0": "mode"}[name]
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_gradient_is_finite_where_prediction_and_target_agree(name: str) -> None:
-    prediction = torch.zeros(1, 1, 2, 2, requires_grad=True)
-    LOSSES[name](prediction, torch.zeros(1, 1, 2, 2)).backward()
+def best_constant(name: str, noise: Noise, clean: float, level: float, done: float = 0.0) -> float:
+    """The constant image of least loss against noisy versions of a constant image, to 0.01."""
+    key = (0, 0, "noise-target", "cpu")
+    image = torch.full(SIZE, clean)
+    targets = noise(image, level, keys.generator(*key))
+    mask = noise.kept(image, level, keys.generator(*key)) if isinstance(noise, Bernoulli) else None
+    values = torch.arange(0, 101) / 100
+    losses = [pixel_loss(name, value.expand(SIZE), targets, mask, done) for value in values]
+    return values[torch.stack(losses).argmin()].item()
+
+
+@pytest.mark.parametrize(
+    ("name", "noise", "level", "done", "expected"),
+    [
+        ("masked_l2", Bernoulli(), 0.5, 0.0, 0.8),
+        ("masked_l2", Bernoulli(), 0.05, 0.0, 0.8),
+        ("l2", Impulse(), 0.6, 0.0, 0.4 * 0.8 + 0.6 * 0.5),  # the colour of the noise
+        ("l0", Impulse(), 0.6, 0.0, 0.4 * 0.8 + 0.6 * 0.5),  # it begins as l2
+        ("l0", Impulse(), 0.6, 0.9, 0.8),
+        ("l0", Impulse(), 0.9, 0.95, 0.8),
+        ("l1", Impulse(), 0.45, 0.0, 0.8),
+        ("l1", Impulse(), 0.9, 0.0, 0.5 / 0.9),  # the median: 0.9 v = 0.5 below the clean value
+        ("l1", Text(), 0.3, 0.0, 0.8),
+        ("l2", Poisson(), 5.0, 0.0, 0.8),
+        ("relative_l2", Poisson(), 1000.0, 0.0, 0.8),
+    ],
+    ids=str,
+)
+def test_the_constant_image_of_least_loss(name: str, noise: Noise, level: float, done: float, expected: float) -> None:
+    assert best_constant(name, noise, clean=0.8, level=level, done=done) == pytest.approx(expected, abs=0.016)
+
+
+@pytest.mark.parametrize("clean", [0.02, 0.5, 3.0])
+def test_relative_l2_is_at_rest_at_the_mean(clean: float) -> None:
+    """Its least value is elsewhere, but no gradient passes through the denominator."""
+    targets = Poisson()(torch.full(SIZE, clean), 30, keys.generator(0, 0, "noise-target", "cpu"))
+    count = targets.numel()
+
+    def gradient(value: float) -> torch.Tensor:
+        prediction = torch.full(SIZE, value, requires_grad=True)
+        pixel_loss("relative_l2", prediction, targets).backward()
+        return prediction.grad.double() * count
+
+    at_rest = gradient(clean)
+    assert abs(at_rest.mean()) < 4 * at_rest.std() / count**0.5
+    assert gradient(0.9 * clean).mean() < 0 < gradient(1.1 * clean).mean()
+
+
+def test_relative_l2_takes_a_prediction_below_black_as_black() -> None:
+    prediction = torch.tensor([-0.01, -5.0], requires_grad=True)
+    loss = pixel_loss("relative_l2", prediction, torch.zeros(2))
+    assert loss.item() == pytest.approx((1 + 500**2) / 2)
+    loss.backward()
     assert prediction.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def test_lost_pixels_of_the_target_have_no_gradient() -> None:
+    prediction, target = random_pair()
+    prediction.requires_grad_()
+    mask = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.5
+    pixel_loss("masked_l2", prediction, target * mask, mask).backward()
+    assert not prediction.grad[~mask.expand(-1, 3, -1, -1)].any()
+    expected = 2 * (prediction - target) / target.numel() * mask
+    torch.testing.assert_close(prediction.grad, expected.detach())
+
+
+@pytest.mark.parametrize("name", LEARNS)
+@pytest.mark.parametrize("done", [0.0, 0.5, 0.999])
+def test_gradient_is_finite_where_prediction_and_target_agree(name: str, done: float) -> None:
+    prediction = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    pixel_loss(name, prediction, torch.zeros(1, 1, 2, 2), done=done).backward()
+    assert prediction.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LEARNS)
 def test_mean_over_micro_batches_is_that_of_the_batch(name: str) -> None:
-    prediction, target = torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    parts = [LOSSES[name](p, t) for p, t in zip(prediction.chunk(2), target.chunk(2), strict=True)]
-    torch.testing.assert_close(torch.stack(parts).mean(), LOSSES[name](prediction, target))
+    prediction, target = random_pair()
+    mask = (
+        torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        < torch.tensor([0, 0.2, 0.6, 1])[:, None, None, None]
+    )
+    whole = pixel_loss(name, prediction, target, mask, 0.6)
+    for parts in (2, 4):
+        chunks = zip(*(whole_.chunk(parts) for whole_ in (prediction, target, mask)), strict=True)
+        torch.testing.assert_close(torch.stack([pixel_loss(name, *chunk, 0.6) for chunk in chunks]).mean(), whole)

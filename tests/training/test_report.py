@@ -21,9 +21,17 @@ def progress(steps: int = 100) -> Progress:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ([], ["noise    gaussian, pairs synthetic", "loss l1 + 0.01 * VGG-16"]),
+        (
+            ["loss.form=matched"],
+            [
+                "noise    gaussian, pairs synthetic",
+                "loss l1 + 0.01 * VGG-16 (matched)",
+                "learns   the median of noisy targets (noise gaussian): the clean image",
+            ],
+        ),
         (["loss.perceptual=0", "loss.pixel=l2", "pairs.supervised=true"], ["synthetic (clean targets)", "loss l2"]),
-        (["noise.name=poisson", "pairs.source=captures"], ["pairs captures"]),
+        (["loss.perceptual=0", "loss.pixel=l2", "pairs.source=captures"], ["of the captures", "pairs captures"]),
+        (["loss.perceptual=0", "loss.pixel=l2", "pairs.source=neighbours"], ["taken as they are, pairs neighbours"]),
     ],
 )
 def test_start_says_what_is_trained(backend: Backend, settings: list[str], expected: list[str]) -> None:
@@ -31,7 +39,7 @@ def test_start_says_what_is_trained(backend: Backend, settings: list[str], expec
     index = Index([Path(__file__).parents[2] / "shards/demo/train"])
     order = Order(index.sizes, 0, 16)
     text = report.start(config, backend, torch.bfloat16, index, order, torch.nn.Linear(1000, 1000))
-    assert text.count("\n") == 5
+    assert text.count("\n") == 6
     for part in (
         "world    single process: 1 process(es) on cpu, bf16 autocast",
         "data     64 samples in 4 shards, 4 steps an epoch",
@@ -43,6 +51,15 @@ def test_start_says_what_is_trained(backend: Backend, settings: list[str], expec
     plan = report.plan(config, backend, None, index, order, torch.nn.Linear(1, 1), seconds_per_step=1.8)
     assert "time     1.800 s a step, 5.0 hours for 10,000 steps without validation" in plan
     assert "GiB at most on rank 0" in plan
+
+
+def test_start_warns_of_what_is_not_the_clean_image(backend: Backend) -> None:
+    config = load(None, ["noise.name=poisson"])
+    index = Index([Path(__file__).parents[2] / "shards/demo/train"])
+    order = Order(index.sizes, 0, 16)
+    *_, first, second = report.start(config, backend, None, index, order, torch.nn.Linear(1, 1)).splitlines()
+    assert first.startswith("warning: loss.pixel l1 learns the median of noise poisson, ")
+    assert second.startswith("warning: loss.form plain: features of noisy targets are biased")
 
 
 def test_continuing_mentions_another_number_of_steps() -> None:

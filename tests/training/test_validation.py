@@ -14,7 +14,7 @@ from n2n_dist.data.scenes import Grouping
 from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
-from n2n_dist.noise.models import Gaussian, Poisson
+from n2n_dist.noise.models import Bernoulli, Gaussian, NoNoise, Poisson
 from n2n_dist.training.backend import Backend
 from n2n_dist.training.validation import ValidateSettings, Validation, mean_psnr
 
@@ -95,6 +95,26 @@ def test_captures_without_a_reference_give_an_unbiased_estimate(
 
     with pytest.raises(Refusal, match=r"data.validation single: .* one capture, pairs.source captures needs two"):
         Validation({"single": make_shards(2)}, Gaussian(), "captures", ValidateSettings(), 3, CPU, DataSettings())
+
+
+def test_single_noisy_images_are_compared_with_their_reference_if_they_have_one(
+    backend: Backend, untrained: ResUNet, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(Refusal, match=r"data.validation single: .* has single images, .*or set data.validation=null"):
+        Validation({"single": make_shards(2)}, NoNoise(), "neighbours", ValidateSettings(), 3, CPU, DataSettings())
+    for name, value in (("noisy", 0.5), ("clean", 0.6)):
+        write_image(tmp_path / f"scenes/0/{name}.tif", torch.full((32, 32, 3), value).numpy())
+    build(tmp_path / "scenes", tmp_path / "own", Options(Grouping("folder", clean="clean"), white=1.0))
+    sets = {"own": tmp_path / "own"}
+    real = Validation(sets, NoNoise(), "neighbours", ValidateSettings(), 3, CPU, DataSettings())
+    assert real.run(untrained, backend)[0]["own/psnr"] == pytest.approx(20, abs=0.01)
+    added = Validation(sets, Gaussian(), "neighbours", ValidateSettings(), 3, CPU, DataSettings())
+    assert added.run(untrained, backend)[0]["own/noisy_psnr"] == pytest.approx(20.17, abs=0.2)
+
+
+def test_a_level_that_the_noise_cannot_have_is_refused() -> None:
+    with pytest.raises(Refusal, match=r"validate.level: 25.0 is not a number or a range; .* >= 0.001 and <= 1"):
+        Validation({"demo": DEMO}, Bernoulli(), "synthetic", ValidateSettings(level=25.0), 3, CPU, DataSettings())
 
 
 def test_shards_of_another_number_of_channels_are_refused(make_shards: Callable[..., Path]) -> None:

@@ -1,0 +1,220 @@
+"""What noisy targets cost: Noise2Noise against Noise2Clean, trained alike but for the target.
+
+Both see the same samples, crops, noise on the input and budget; only the clean run sees the clean image as target.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from n2n_dist.config import Config, load
+from n2n_dist.data.members import read_pixels
+from n2n_dist.data.shard import Index
+from n2n_dist.devices import set_threads, use_gpu
+from n2n_dist.errors import Refusal
+from n2n_dist.inference.tile import denoise_tiled
+from n2n_dist.metrics import psnr
+from n2n_dist.model.weights import LAST, load_model
+from n2n_dist.noise import keys
+
+COMBINATIONS = {
+    "gaussian 25, L2": ("noise.name=gaussian", "noise.sigma=25", "loss.pixel=l2", "loss.perceptual=0"),
+    "gaussian 25, L1": ("noise.name=gaussian", "noise.sigma=25", "loss.pixel=l1", "loss.perceptual=0"),
+    "poisson 30, L2": ("noise.name=poisson", "noise.lam=30", "loss.pixel=l2", "loss.perceptual=0"),
+    "bernoulli 0.5, masked L2": ("noise.name=bernoulli", "noise.keep=0.5", "loss.pixel=masked_l2", "loss.perceptual=0"),
+    "poisson 30, L1": ("noise.name=poisson", "noise.lam=30", "loss.pixel=l1", "loss.perceptual=0"),
+    "gaussian 25, L1 + plain VGG": ("noise.name=gaussian", "noise.sigma=25", "loss.pixel=l1", "loss.perceptual=0.01"),
+    "gaussian 25, L1 + matched VGG": (
+        "noise.name=gaussian",
+        "noise.sigma=25",
+        "loss.pixel=l1",
+        "loss.perceptual=0.01",
+        "loss.form=matched",
+    ),
+}
+"""Noise and loss: four that learn the clean image, and three that are known to be biased or made up for it."""
+CHOICES = ("noise.", "loss.")
+BINS = 10
+FEW = 0.01
+"""Bins of brightness with a smaller share of the pixels are left out."""
+TABLE, PICTURE = "gap.md", "gap.png"
+
+
+@dataclass
+class Measured:
+    """The weights at the end of one run, on the validation shards."""
+
+    psnr: float
+    """Mean over the samples in dB; the output is clipped."""
+    bias: list[float]
+    """Mean of the output minus that of the clean image, in 1/255 of white, by tenths of the output's brightness."""
+    share: list[float]
+    """Of the pixels in each tenth."""
+
+
+@dataclass
+class Row:
+    """One combination of noise and loss, over all seeds."""
+
+    name: str
+    noisy: list[Measured]
+    clean: list[Measured]
+
+    @property
+    def gaps(self) -> list[float]:
+        """PSNR with noisy targets minus PSNR with clean ones in dB, by seed."""
+        return [noisy.psnr - clean.psnr for noisy, clean in zip(self.noisy, self.clean, strict=True)]
+
+    @property
+    def bias(self) -> list[float]:
+        """Mean bias over the seeds by brightness, not a number where there are few pixels."""
+        tenths = zip(*(zip(m.bias, m.share, strict=True) for m in self.noisy), strict=True)
+        return [
+            statistics.mean(bias for bias, _ in tenth) if min(share for _, share in tenth) >= FEW else math.nan
+            for tenth in tenths
+        ]
+
+
+def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None:
+    """Train every combination with noisy and with clean targets, and write `gap.md` and `gap.png`.
+
+    Runs that are finished stay, and an unfinished one is continued, so the same command goes on after an interruption.
+
+    Args:
+        config: what the runs have in common.
+        settings: over `config`; where they choose a noise or a loss, that is the only combination.
+        seeds: runs of each kind, with run.seed 0, 1, ...
+        output: folder for the runs and the report.
+
+    Raises:
+        Refusal: a run failed, or there is nothing to validate on.
+
+    """
+    chosen = [setting for setting in settings if setting.startswith(CHOICES)]
+    common = [setting for setting in settings if not setting.startswith(CHOICES)]
+    combinations = {", ".join(chosen): tuple(chosen)} if chosen else COMBINATIONS
+    rows = []
+    for name, combination in combinations.items():
+        row = Row(name, [], [])
+        for seed in range(seeds):
+            for supervised, measured in ((False, row.noisy), (True, row.clean)):
+                folder = output / f"{_file_name(name)}-{'clean' if supervised else 'noisy'}-{seed}"
+                given = [*common, *combination, f"pairs.supervised={supervised}", f"run.seed={seed}"]
+                measured.append(_measured(config, [*given, f"run.dir={folder}"], folder))
+        rows.append(row)
+        print(_line(row), flush=True)
+    (output / TABLE).write_text(table(rows))
+    draw(rows, output / PICTURE)
+    print(f"written: {TABLE} and {PICTURE} in {output}")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Lay out the report as Markdown."""
+    head = [
+        "| noise, loss | noisy targets, dB | clean targets, dB | gap, dB | standard error | largest bias, levels |",
+        "|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *map(_line, rows)]) + "\n"
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Plot PSNR of both kinds of runs, and the bias of the mean by brightness, as PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 1.8 + 0.45 * max(len(rows), 5)), constrained_layout=True)
+    for place, row in enumerate(rows):
+        for measured, colour, shift, label in (
+            (row.noisy, "#b3402e", -0.12, "noisy targets"),
+            (row.clean, "#2f5d8a", 0.12, "clean targets"),
+        ):
+            values = [m.psnr for m in measured]
+            left.plot(values, [place + shift] * len(values), "o", color=colour, label=label if place == 0 else None)
+        edges = [(k + 0.5) / BINS for k in range(BINS)]
+        right.plot(edges, row.bias, "o-", label=row.name)
+    left.set(yticks=range(len(rows)), yticklabels=[row.name for row in rows], xlabel="PSNR in dB, one dot a seed")
+    left.invert_yaxis()
+    left.set_title("Noisy against clean targets", loc="left")
+    left.legend(frameon=False)
+    right.axhspan(-0.5, 0.5, color="0.92", zorder=0)
+    right.set(xlabel="brightness of the output", ylabel="mean of the output - mean of the clean image, levels of 255")
+    right.set_title("Bias of noisy targets (grey: half a level)", loc="left")
+    right.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def brightness_bias(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """Sum over the pixels whose output falls in each tenth of [0, 1]: count, output and clean, float64 [3, BINS].
+
+    The bins are of the output: sorted by the clean image, even the best estimator looks biased, because it draws
+    what is rare towards what is frequent.
+    """
+    flat, wanted = output.double().flatten(), clean.double().flatten()
+    places = (flat * BINS).floor().clamp(0, BINS - 1).long()
+    return torch.stack(
+        [torch.bincount(places, weights, minlength=BINS) for weights in (torch.ones_like(flat), flat, wanted)]
+    )
+
+
+def _measured(config: Path, settings: Sequence[str], folder: Path) -> Measured:
+    found = folder / "gap.json"
+    if not found.exists():
+        loaded = load(config, settings)
+        if not loaded.validation_sets():
+            raise Refusal("data.validation null: the gap is measured there; name a folder of shards")
+        launch = [sys.executable, "-m", "accelerate.commands.launch"]
+        command = [*launch, "launch/train.py", "--config", str(config), *settings]
+        variables = {**os.environ, "OMP_NUM_THREADS": str(loaded.train.threads or torch.get_num_threads())}
+        if subprocess.run(command, env=variables, check=False).returncode:
+            raise Refusal(f"{folder}: this run failed; its message stands above")
+        if not (folder / LAST).exists():
+            raise Refusal(f"{folder}: this run was stopped; the same command continues it")
+        found.write_text(json.dumps(vars(_measure(folder / LAST, loaded))))
+    return Measured(**json.loads(found.read_text()))
+
+
+@torch.inference_mode()
+def _measure(weights: Path, config: Config) -> Measured:
+    device = torch.device("cuda" if use_gpu() else "cpu")
+    set_threads(config.train.threads)
+    model = load_model(weights, device)
+    scores, sums = [], torch.zeros(3, BINS, dtype=torch.float64)
+    for folder in config.validation_sets().values():
+        index = Index([folder], config.data.open_cache())
+        for number in range(min(len(index), config.validate.images)):
+            tar, sample = index.sample(number)
+            window = (0, 0, *sample.shape[:2])
+            pixels = read_pixels(tar, sample, sample.clean or sample.captures[0], window)
+            clean = torch.from_numpy(pixels).permute(2, 0, 1)
+            generator = keys.generator(0, number, "validation", clean.device)
+            denoised = denoise_tiled(model, config.noise(clean, config.noise.level(0.5), generator), device)
+            scores.append(psnr(denoised.clamp(0, 1)[None], clean[None]).item())
+            sums += brightness_bias(denoised, clean)
+    count, output, clean_sum = sums
+    bias = torch.where(count > 0, (output - clean_sum) / count.clamp(min=1) * 255, 0)
+    return Measured(statistics.mean(scores), bias.tolist(), (count / count.sum()).tolist())
+
+
+def _line(row: Row) -> str:
+    noisy, clean = (statistics.mean(m.psnr for m in measured) for measured in (row.noisy, row.clean))
+    seeds = len(row.gaps)
+    error = f"{statistics.stdev(row.gaps) / math.sqrt(seeds):.3f}" if seeds > 1 else "one seed"
+    worst = max((bias for bias in row.bias if not math.isnan(bias)), key=abs)
+    return f"| {row.name} | {noisy:.3f} | {clean:.3f} | {noisy - clean:+.3f} | {error} | {worst:+.2f} |"
+
+
+def _file_name(name: str) -> str:
+    return "".join(character if character.isalnum() or character == "." else "-" for character in name)

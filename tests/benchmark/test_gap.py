@@ -1,0 +1,88 @@
+import math
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from processes import TINY
+
+from n2n_dist.benchmark.gap import BINS, COMBINATIONS, Measured, Row, brightness_bias, draw, gap, table
+from n2n_dist.config import load
+from n2n_dist.errors import Refusal
+
+
+def measured(psnr: float, bias: float = 0.0) -> Measured:
+    return Measured(psnr, [bias] * BINS, [1 / BINS] * BINS)
+
+
+def test_every_combination_is_a_valid_configuration_with_either_target() -> None:
+    for combination in COMBINATIONS.values():
+        for supervised in ("true", "false"):
+            load(Path("configs/demo.yaml"), [*combination, f"pairs.supervised={supervised}"])
+
+
+def test_the_gap_is_that_of_runs_of_one_seed() -> None:
+    row = Row("name", [measured(30.0), measured(31.0)], [measured(30.1), measured(31.3)])
+    assert row.gaps == pytest.approx([-0.1, -0.3])
+    assert "| name | 30.500 | 30.700 | -0.200 | 0.100 | +0.00 |" in table([row])
+    assert "| one seed |" in table([Row("name", [measured(30.0)], [measured(30.1)])])
+
+
+def test_bias_leaves_out_what_is_rare() -> None:
+    noisy = measured(30.0, bias=0.25)
+    noisy.bias[3], noisy.share[3] = 50.0, 0.009
+    row = Row("name", [noisy, measured(30.0, bias=0.75)], [measured(30.0)] * 2)
+    assert math.isnan(row.bias[3])
+    assert row.bias[4] == pytest.approx(0.5)
+    assert "| +0.50 |" in table([row])
+
+
+def test_bias_is_counted_by_the_brightness_of_the_output() -> None:
+    output = torch.tensor([-0.2, 0.05, 0.15, 0.95, 1.0, 1.7])
+    count, outputs, clean = brightness_bias(output, output - 0.01)
+    assert count.tolist() == [2, 1, 0, 0, 0, 0, 0, 0, 0, 3]
+    torch.testing.assert_close(outputs - clean, 0.01 * count, atol=1e-6, rtol=0)
+
+
+def test_the_best_estimator_shows_no_bias_by_its_output() -> None:
+    # a flat prior and Gaussian noise: the mean of what is left is the estimate
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(1_000_000, generator=generator)
+    noisy = clean + 0.1 * torch.randn(clean.shape, generator=generator)
+    grid = torch.linspace(0, 1, 1001)
+    weights = torch.exp(-0.5 * ((torch.linspace(-0.5, 1.5, 2001)[:, None] - grid) / 0.1) ** 2)
+    best = (weights * grid).sum(1) / weights.sum(1)
+    estimate = best[((noisy + 0.5) * 1000).round().long().clamp(0, 2000)]
+    count, outputs, total = brightness_bias(estimate, clean)
+    assert ((outputs - total) / count * 255).abs().max() < 0.5
+    by_clean = brightness_bias(clean, estimate)
+    assert ((by_clean[2] - by_clean[1]) / by_clean[0] * 255).abs().max() > 5
+
+
+def test_the_page_is_a_picture(tmp_path: Path) -> None:
+    draw(
+        [Row("a", [measured(30.0)], [measured(31.0)]), Row("b", [measured(20.0)], [measured(21.0)])], tmp_path / "p.png"
+    )
+    with PIL.Image.open(tmp_path / "p.png") as picture:
+        assert picture.width > 1000
+
+
+@pytest.mark.slow
+def test_runs_are_trained_once_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [*TINY[1:], "data.validation=shards/demo/validation", "validate.images=2", "train.steps=2"]
+    settings += ["noise.name=poisson", "loss.pixel=l2"]
+    for _ in range(2):
+        gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
+    runs = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    name = "loss.perceptual-0--noise.name-poisson--loss.pixel-l2"
+    assert runs == [f"{name}-clean-0", f"{name}-noisy-0"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| loss.perceptual=0")]
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert lines[0] in (tmp_path / "gap.md").read_text()
+    assert (tmp_path / "gap.png").stat().st_size > 10_000
+
+
+def test_without_validation_there_is_nothing_to_measure(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"data.validation null: the gap is measured there"):
+        gap(Path("configs/demo.yaml"), ["data.validation=null"], 1, tmp_path)
