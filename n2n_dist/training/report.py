@@ -34,13 +34,11 @@ def start(
     parameters = sum(parameter.numel() for parameter in network.parameters())
     precision = "fp32" if dtype is None else "bf16 autocast"
     targets = " (clean targets)" if config.pairs.supervised else ""
-    noise = config.noise.name
+    noise = "of the images, which are taken as they are" if config.noise.name == "none" else config.noise.name
     if config.pairs.source == "captures":
         noise = "of the captures; PSNR is estimated from two of them (uPSNR), unless the shards hold clean references"
-    elif noise == "none":
-        noise = "of the images, which are taken as they are"
-    learned, warnings = expectation(config.noise, config.pairs, config.loss)
     shards, epoch = len(index.shards), order.batches_per_epoch
+    learned, warnings = expectation(config.noise, config.pairs, config.loss)
     perceptual = f" + {config.loss.perceptual:g} * VGG-16" if config.loss.perceptual else ""
     if perceptual and config.loss.form != "plain":
         perceptual += f" ({config.loss.form})"
