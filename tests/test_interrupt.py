@@ -121,7 +121,7 @@ def test_a_signal_at_the_start(whole: Path, tmp_path: Path, hold: Callable) -> N
 
 
 def test_a_signal_during_a_save_lets_it_end_and_needs_no_other(tmp_path: Path, hold: Callable) -> None:
-    run_dir, place = tmp_path / "run", hold("checkpoint._sha256", 1)
+    run_dir, place = tmp_path / "run", hold("checkpoint_files.sha256", 1)
     with processes.training(*settings(run_dir), hold=place) as running:
         running.wait_at(place)
         assert checkpoints(run_dir) == ["step-00000003.tmp"]
@@ -134,7 +134,7 @@ def test_a_signal_during_a_save_lets_it_end_and_needs_no_other(tmp_path: Path, h
 
 
 def test_a_signal_in_the_last_save_changes_nothing(whole: Path, tmp_path: Path, hold: Callable) -> None:
-    run_dir, place = tmp_path / "run", hold("checkpoint._sha256", 3)
+    run_dir, place = tmp_path / "run", hold("checkpoint_files.sha256", 3)
     with processes.training(*settings(run_dir), hold=place) as running:
         running.wait_at(place)
         running.signal(signal.SIGTERM, 0)

@@ -98,7 +98,7 @@ def broken_index(shards: Path) -> str:
 def empty_folder(shards: Path) -> str:
     shutil.rmtree(shards)
     shards.mkdir()
-    return "index.json: missing"
+    return "no *.tar file in it; give a folder of shards"
 
 
 @pytest.mark.parametrize(

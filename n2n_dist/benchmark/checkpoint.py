@@ -64,7 +64,8 @@ def measure(name: str, run_dir: Path, rounds: int) -> None:
     images = torch.rand(1, 3, CROP, CROP)
     model, stepper = backend.wrap(network, optimizer, images)
     checkpoints = Checkpoints(run_dir, CheckpointSettings(), backend)
-    identity = {f"model.{key}": value for key, value in asdict(settings).items()} | {"data.crop": CROP}
+    identity = {f"model.{key}": value for key, value in asdict(settings).items()}
+    identity |= {"data.crop": CROP, "pairs.source": "synthetic"}
     progress = Progress(step=0, samples_seen=0, best=None, steps=1, data="", identity=identity)
 
     def step() -> None:

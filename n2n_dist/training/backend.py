@@ -100,6 +100,8 @@ class Backend:
         if watchdog is not None and plan.world_size > 1:
             timeout = timedelta(seconds=watchdog.timeout + MARGIN_SECONDS)
             handlers.append(accelerate.InitProcessGroupKwargs(timeout=timeout))
+            if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+                _meet_again(timeout)
         arguments: dict[str, Any] = {"gradient_accumulation_plugin": accumulation, "mixed_precision": "no"}
         self.name = "single process"
         if self.zero:
@@ -287,3 +289,14 @@ class Backend:
         self.accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meet_again(timeout: timedelta) -> None:
+    """Form the world after the launcher's --max_restarts has started its processes again.
+
+    The store outlives them, and with it the addresses of those that are dead: so these meet under other keys.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    backend = "nccl" if use_gpu() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)

@@ -35,8 +35,7 @@ class TrainSettings:
     log_every: int = 20
     """Steps between two points of the TensorBoard curves."""
     timeout: float = 600
-    """Seconds without progress after which the processes of a run stop waiting for each other and end. Compiling at
-    the start, a step, and the first read of a shard from slow storage must fit."""
+    """Seconds without progress after which a run's processes end; compiling, a step and a first read must fit."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every"):

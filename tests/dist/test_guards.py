@@ -20,7 +20,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on_later(tmp_path: Path) ->
     settings = (f"run.dir={tmp_path}", "train.steps=6", "checkpoint.every=3", "train.timeout=3")
     hold = processes.Hold("n2n_dist.training.loop.noisy_pair", 5, tmp_path / "held", rank=1)
     with processes.training(*settings, world=2, hold=hold) as running:
-        running.wait(lambda: hold.calls(1) == 5)
+        running.wait(lambda: hold.calls(1) == 5 and (tmp_path / "checkpoints/step-00000003").exists())
         running.signal(signal.SIGSTOP, 1)
         running.ranks[0].join(30)
         assert running.ranks[0].exitcode == 1
@@ -53,6 +53,7 @@ def test_a_second_run_is_refused_and_a_run_whose_folder_is_removed_ends(tmp_path
     hold = processes.Hold("n2n_dist.training.loop.noisy_pair", 5, tmp_path / "held")
     with processes.training(*settings, world=2, hold=hold) as running:
         running.wait_at(hold)
+        running.wait((run_dir / "checkpoints/step-00000003").exists)
         before = sorted(run_dir.rglob("*"))
         second = processes.train(*settings, world=1)
         assert second.codes == [2]

@@ -69,8 +69,9 @@ def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path, zer
     settings = ("train.steps=8", "checkpoint.every=2", "train.log_every=100")
     finished = processes.train(f"run.dir={tmp_path / 'run'}", *settings, world=2, zero=zero, break_at=2 * 8 + 4)
     message = message_of(finished)
-    assert message.startswith("step 4: ")
-    assert "train/gradient_norm is not finite; the last checkpoint is good" in message
+    assert message.startswith("step 3: ")
+    assert "train/gradient_norm is not finite, with the samples at positions 16 to 19 (rank 0), 20 to 23" in message
+    assert "The last checkpoint is good" in message
     assert (tmp_path / "run" / "error.txt").read_text().strip() == message
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 

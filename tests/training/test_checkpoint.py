@@ -43,7 +43,7 @@ def trained(seed: int) -> tuple[ResUNet, ResUNet, torch.optim.AdamW]:
 
 
 def progress(step: int, best: float | None = None, best_step: int = 0) -> Progress:
-    identity = {"run.seed": 0, "data.crop": 16, "model.width": 8, "model.depths": [1]}
+    identity = {"run.seed": 0, "data.crop": 16, "pairs.source": "synthetic", "model.width": 8, "model.depths": [1]}
     return Progress(step, 8 * step, best, steps=100, data="abc", identity=identity, best_step=best_step)
 
 
