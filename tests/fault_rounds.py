@@ -1,6 +1,7 @@
 """A tiny run that tests/faults.py breaks, starts again and compares with one that nothing happened to."""
 
 import contextlib
+import logging
 import os
 import random
 import re
@@ -33,6 +34,8 @@ SETTINGS = (
 )
 PATIENCE = 120.0
 """Seconds after which a start counts as hanging."""
+
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # points that a killed run wrote disappear, as they should
 
 
 class Failed(Exception):

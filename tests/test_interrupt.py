@@ -129,7 +129,7 @@ def test_a_signal_during_a_save_lets_it_end(tmp_path: Path, hold: Callable) -> N
         place.release()
         finished = running.finish()
     line = stopped(finished, run_dir)
-    saved = next(step for step in range(3, 7) if f"saved after step {step}, " in line)  # steps go on, up to the next save
+    saved = next(step for step in range(3, 7) if f"saved after step {step}, " in line)
     assert checkpoints(run_dir) == [f"step-{step:08d}" for step in sorted({3, saved})]
     assert place.calls(0) == 2 * len({3, saved}), "a save digests two files"
 
