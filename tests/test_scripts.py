@@ -228,7 +228,11 @@ def test_denoise_does_what_it_can_and_names_the_rest(
 def test_evaluate_refuses(tmp_path: Path, write_images: Callable[..., Path], make_weights: Callable[..., Path]) -> None:
     images, grey = write_images("a.png"), write_images("a.png", size=(40, 36, 1), folder="grey")
     for arguments, message in (
-        (["--run", make_weights(), "--images", images, "--sigma", 0], "--sigma 0: must be above 0"),
+        (
+            ["--run", make_weights(), "--images", images, "--level", -1],
+            "noise.sigma: -1.0 is not a number or a range; give a number >= 0",
+        ),
+        (["--run", make_weights(), "--images", images, "--noise", "rain"], "noise rain: must be one of gaussian, "),
         (["--run", make_weights(), "--images", tmp_path / "nowhere"], "nowhere: no such folder"),
         (["--run", make_weights(), "--images", grey], "a.png: has 1 channels, these weights are for 3"),
         (["--run", make_weights(), "--images", images, "--output", images / "a.png"], "a.png: cannot be written"),

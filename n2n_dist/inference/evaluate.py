@@ -22,7 +22,7 @@ from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, psnr, ssim, to_8_bit
 from n2n_dist.model.weights import load_model
 from n2n_dist.noise import keys
-from n2n_dist.noise.models import Gaussian
+from n2n_dist.noise.models import Noise
 
 TABLE = "scores.csv"
 PICTURE = "comparison.png"
@@ -47,8 +47,8 @@ class Scores:
 
 
 @torch.inference_mode()
-def evaluate(weights: Path, images: Path, output: Path, sigma: float) -> list[Scores] | None:
-    """Run the protocol `n2n2018` of Lehtinen et al. 2018: full-size images, gaussian noise in float.
+def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Scores] | None:
+    """Run the protocol `n2n2018` of Lehtinen et al. 2018: full-size images, noise in float.
 
     The noise is made on the CPU, seeded by the image's place in the sorted list, and not clipped. The output is
     clipped and rounded to 8 bit, PSNR is over all channels jointly, and the result is the mean over the images.
@@ -58,7 +58,7 @@ def evaluate(weights: Path, images: Path, output: Path, sigma: float) -> list[Sc
         weights: a run folder or a weights file.
         images: folder of clean images.
         output: folder for `scores.csv` and `comparison.png`.
-        sigma: standard deviation of the noise in 1/255 of white.
+        noise: what is put on the images, of one level.
 
     Returns:
         The scores of every image and, last, their mean; on other ranks than 0, None.
@@ -68,8 +68,6 @@ def evaluate(weights: Path, images: Path, output: Path, sigma: float) -> list[Sc
             holds scores already.
 
     """
-    if sigma <= 0:
-        raise Refusal(f"--sigma {sigma:g}: must be above 0")
     if (output / TABLE).exists():
         raise Refusal(f"{output / TABLE}: exists already; remove it or choose another --output")
     state = accelerate.PartialState(cpu=not use_gpu())
@@ -82,7 +80,6 @@ def evaluate(weights: Path, images: Path, output: Path, sigma: float) -> list[Sc
     except OSError as error:
         raise Refusal(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
     lpips = LPIPS().to(state.device) if model.settings.channels in (1, 3) else None
-    noise = Gaussian(sigma=sigma)
     rows: list[tuple[int, Scores]] = []
     strips: list[tuple[int, list[torch.Tensor]]] = []
     refusals: list[str] = []
@@ -92,7 +89,7 @@ def evaluate(weights: Path, images: Path, output: Path, sigma: float) -> list[Sc
         except Refusal as refusal:
             refusals.append(str(refusal))
             break
-        noisy = noise(clean, sigma, keys.generator(0, number, "n2n2018", "cpu"))
+        noisy = noise(clean, noise.ends, keys.generator(0, number, "n2n2018", "cpu"))
         denoised = to_8_bit(denoise_tiled(model, noisy, state.device))
         pair = denoised[None].to(state.device), clean[None].to(state.device)
         scores = Scores(

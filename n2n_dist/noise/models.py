@@ -270,6 +270,20 @@ MODELS: dict[str, type[Noise]] = {
 }
 
 
+def fixed(name: str, level: float | None = None) -> Noise:
+    """Return the model of a name with one level, by default its own.
+
+    Raises:
+        Refusal: there is no such noise, or it has no such level.
+
+    """
+    known = [other for other in MODELS if other != "none"]
+    if name not in known:
+        raise Refusal(f"noise {name}: must be one of {', '.join(known)}")
+    model = MODELS[name]
+    return model() if level is None else model(**{model.level_name: level})
+
+
 def _normal(clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(clean.shape, generator=generator, device=clean.device)
 

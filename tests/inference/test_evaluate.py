@@ -15,6 +15,7 @@ from n2n_dist.inference import evaluate as module
 from n2n_dist.inference.evaluate import evaluate, table
 from n2n_dist.metrics import psnr, to_8_bit
 from n2n_dist.noise import keys
+from n2n_dist.noise.models import Gaussian, Poisson
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def photos(tmp_path: Path) -> Path:
 def test_untrained_network_scores_as_the_clipped_noisy_image(
     photos: Path, tmp_path: Path, make_weights: Callable[..., Path]
 ) -> None:
-    rows = evaluate(make_weights(), photos, tmp_path / "out", sigma=25)
+    rows = evaluate(make_weights(), photos, tmp_path / "out", Gaussian(sigma=25))
     assert [row.image for row in rows] == ["b/one.png", "two.png", "mean of 2"]
     for number, (row, name) in enumerate(zip(rows[:2], ("b/one.png", "two.png"), strict=True)):
         clean = torch.from_numpy(read_image(photos / name).normalised()).permute(2, 0, 1)[None]
@@ -49,7 +50,7 @@ def test_untrained_network_scores_as_the_clipped_noisy_image(
 def test_scores_and_pictures_are_written_and_can_be_repeated(
     photos: Path, tmp_path: Path, make_weights: Callable[..., Path]
 ) -> None:
-    rows = evaluate(make_weights(), photos, tmp_path / "out", sigma=25)
+    rows = evaluate(make_weights(), photos, tmp_path / "out", Gaussian(sigma=25))
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
     assert [(row["image"], float(row["psnr"])) for row in found] == [(row.image, row.psnr) for row in rows]
@@ -59,7 +60,7 @@ def test_scores_and_pictures_are_written_and_can_be_repeated(
     assert picture.shape[1] > 3 * 60  # noisy, denoised and clean
     clean = read_image(photos / "b" / "one.png").pixels
     np.testing.assert_array_equal(picture[:48, -60:], clean)
-    assert evaluate(make_weights(), photos, tmp_path / "again", sigma=25) == rows
+    assert evaluate(make_weights(), photos, tmp_path / "again", Gaussian(sigma=25)) == rows
     assert (tmp_path / "again" / "scores.csv").read_bytes() == (tmp_path / "out" / "scores.csv").read_bytes()
     assert all(row.image in table(rows) and f"{row.psnr:.3f}" in table(rows) for row in rows)
 
@@ -67,14 +68,21 @@ def test_scores_and_pictures_are_written_and_can_be_repeated(
 def test_denoising_that_is_wrong_lowers_the_score(
     photos: Path, tmp_path: Path, make_weights: Callable[..., Path]
 ) -> None:
-    right, wrong = (evaluate(make_weights(offset=o), photos, tmp_path / f"{o}", sigma=5)[-1] for o in (0.0, 0.3))
+    right, wrong = (
+        evaluate(make_weights(offset=o), photos, tmp_path / f"{o}", Gaussian(sigma=5))[-1] for o in (0.0, 0.3)
+    )
     assert wrong.psnr < right.psnr - 10
     assert wrong.noisy_psnr == right.noisy_psnr
 
 
+def test_other_noise_is_measured(photos: Path, tmp_path: Path, make_weights: Callable[..., Path]) -> None:
+    few, many = (evaluate(make_weights(), photos, tmp_path / f"{n}", Poisson(lam=n))[-1] for n in (10, 1000))
+    assert many.noisy_psnr == pytest.approx(few.noisy_psnr + 20, abs=0.3)
+
+
 def test_grey_images_are_measured(tmp_path: Path, make_weights: Callable[..., Path]) -> None:
     write_image(tmp_path / "grey" / "a.png", random_pixels((40, 40, 1), np.uint16))
-    (row, mean) = evaluate(make_weights(channels=1), tmp_path / "grey", tmp_path / "out", sigma=10)
+    (row, mean) = evaluate(make_weights(channels=1), tmp_path / "grey", tmp_path / "out", Gaussian(sigma=10))
     assert row.psnr == mean.psnr > 20
 
 
@@ -83,7 +91,7 @@ def test_two_or_four_channels_are_measured_without_lpips(
     tmp_path: Path, make_weights: Callable[..., Path], channels: int
 ) -> None:
     write_image(tmp_path / "in" / "a.png", random_pixels((40, 40, channels)))
-    rows = evaluate(make_weights(channels=channels), tmp_path / "in", tmp_path / "out", sigma=10)
+    rows = evaluate(make_weights(channels=channels), tmp_path / "in", tmp_path / "out", Gaussian(sigma=10))
     assert len(rows) == 2
     for row in rows:
         assert row.psnr > 20
@@ -97,9 +105,9 @@ def test_two_or_four_channels_are_measured_without_lpips(
 def test_scores_and_pictures_of_several_processes_are_put_in_order(
     photos: Path, tmp_path: Path, make_weights: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = evaluate(make_weights(), photos, tmp_path / "alone", sigma=25)
+    alone = evaluate(make_weights(), photos, tmp_path / "alone", Gaussian(sigma=25))
     monkeypatch.setattr(module, "gather_object", lambda found: found[::-1])
-    assert evaluate(make_weights(), photos, tmp_path / "out", sigma=25) == alone
+    assert evaluate(make_weights(), photos, tmp_path / "out", Gaussian(sigma=25)) == alone
     for name in ("scores.csv", "comparison.png"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
@@ -110,7 +118,7 @@ def test_scores_that_are_there_already_are_kept(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "scores.csv").write_text("precious")
     with pytest.raises(Refusal, match=rf"{tmp_path / 'out' / 'scores.csv'}: exists already.*--output"):
-        evaluate(make_weights(), photos, tmp_path / "out", sigma=25)
+        evaluate(make_weights(), photos, tmp_path / "out", Gaussian(sigma=25))
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["precious"]
 
 
@@ -119,15 +127,14 @@ def test_what_cannot_be_measured_is_refused(photos: Path, tmp_path: Path, make_w
     (tmp_path / "file").touch()
     write_image(tmp_path / "mixed" / "grey.png", random_pixels((40, 40, 1)))
     write_image(tmp_path / "small" / "tiny.png", random_pixels((31, 40, 3)))
-    for weights, images, output, sigma, what in (
-        (make_weights(), photos, tmp_path / "out", 0, "--sigma 0"),
-        (tmp_path / "none", photos, tmp_path / "out", 25, "no weights"),
-        (make_weights(), tmp_path / "empty", tmp_path / "out", 25, "no image"),
-        (make_weights(), tmp_path / "mixed", tmp_path / "out", 25, r"grey\.png: has 1 channels.*3"),
-        (make_weights(), tmp_path / "small", tmp_path / "out", 25, r"tiny\.png: is below 32 pixels"),
+    for weights, images, output, what in (
+        (tmp_path / "none", photos, tmp_path / "out", "no weights"),
+        (make_weights(), tmp_path / "empty", tmp_path / "out", "no image"),
+        (make_weights(), tmp_path / "mixed", tmp_path / "out", r"grey\.png: has 1 channels.*3"),
+        (make_weights(), tmp_path / "small", tmp_path / "out", r"tiny\.png: is below 32 pixels"),
     ):
         with pytest.raises(Refusal, match=what):
-            evaluate(weights, images, output, sigma)
+            evaluate(weights, images, output, Gaussian())
     assert not [path for path in tmp_path.glob("out/**/*") if path.is_file()]
     with pytest.raises(Refusal, match=r"file: cannot be written"):
-        evaluate(make_weights(), photos, tmp_path / "file", 25)
+        evaluate(make_weights(), photos, tmp_path / "file", Gaussian())

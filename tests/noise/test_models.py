@@ -21,6 +21,7 @@ from n2n_dist.noise.models import (
     PoissonGaussian,
     Speckle,
     Text,
+    fixed,
 )
 
 SIZE = (1, 400, 500)
@@ -279,3 +280,15 @@ def test_noise_is_made_on_the_gpu(noise: Noise) -> None:
     count = COUNT / (4 * math.pi) if noise.name == "correlated" else COUNT
     assert abs(there.mean() - here.mean()) < 4 * math.sqrt(2 * here.var() / count)
     assert there.var() == pytest.approx(here.var(), rel=0.05)
+
+
+def test_a_name_and_a_level_make_a_model() -> None:
+    assert fixed("poisson", 12.0) == Poisson(lam=12.0)
+    assert fixed("bernoulli").ends == 0.5
+    for name, level, message in (
+        ("rain", None, r"noise rain: must be one of gaussian, correlated, .*speckle$"),
+        ("none", None, "noise none: must be one of"),
+        ("bernoulli", 1.5, r"noise.keep: 1.5 is not a number or a range; give a number >= 0.001 and <= 1"),
+    ):
+        with pytest.raises(Refusal, match=message):
+            fixed(name, level)
