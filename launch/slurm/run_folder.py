@@ -1,0 +1,26 @@
+"""Print the run folder of a training run, whose arguments are those of launch/train.py; refuse them where it would.
+
+python launch/slurm/run_folder.py --config configs/demo.yaml run.dir=runs/other
+"""
+
+import argparse
+from pathlib import Path
+
+from n2n_dist.errors import run_command
+
+
+def main() -> None:
+    """Parse the command line and print the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="YAML file, see configs/")
+    parser.add_argument("--dry-run", action="store_true", help="of launch/train.py")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that go over the file's")
+    arguments = parser.parse_intermixed_args()
+
+    from n2n_dist.config import load
+
+    print(load(arguments.config, arguments.settings).run.dir)
+
+
+if __name__ == "__main__":
+    run_command(main)

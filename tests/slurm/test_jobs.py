@@ -1,0 +1,263 @@
+"""The batch scripts on a real Slurm of two nodes; the tests run one after the other, on the same cluster."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import processes
+import pytest
+from cluster import Cluster, environment
+
+from n2n_dist.data.build import build
+from n2n_dist.data.plan import Options
+
+HERE = Path(__file__).parent
+STEPS = 150
+SETTINGS = (*processes.TINY, "checkpoint.every=5")
+TRAIN, EVALUATE, SHARD = (f"launch/slurm/{name}.sbatch" for name in ("train", "evaluate", "shard"))
+WITHOUT_GPU = ("--gpus-per-node=0", "--cpus-per-task=1")
+MINUTES = 3
+"""For a job to start, or to end, on a machine that is busy."""
+
+
+@dataclass
+class Job:
+    """A job, and the checkout from which it was submitted."""
+
+    cluster: Cluster
+    folder: Path
+    number: str
+
+    def state(self) -> dict[str, str]:
+        return self.cluster.job(self.number)
+
+    def output(self) -> str:
+        """Return what the batch script said."""
+        return "".join(path.read_text() for path in self.folder.glob(f"*-{self.number}.out"))
+
+    def nodes(self) -> dict[str, str]:
+        """Return the output of each node."""
+        return {path.suffixes[-2][1:]: path.read_text() for path in self.folder.glob(f"*-{self.number}.*.out")}
+
+    def report(self) -> str:
+        return "\n".join([str(self.state()), self.output(), *self.nodes().values(), self.cluster.logs()])
+
+    def wait(self, state: str, minutes: float = MINUTES) -> dict[str, str]:
+        return self.cluster.wait(self.number, state, 60 * minutes, self.report)
+
+    def until(self, reached: Callable[[], bool], minutes: float = MINUTES) -> None:
+        def still() -> bool:
+            assert self.state()["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), self.report()
+            return reached()
+
+        self.cluster.until(still, 60 * minutes, self.report)
+
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "run" / "checkpoints").glob("step-????????"))
+
+    def let_go(self) -> None:
+        """From now on steps take no longer than they need."""
+        (self.folder / "go").touch()
+
+
+def checkout(folder: Path) -> Path:
+    """Make a folder that looks like the root of the repository, and takes the output of jobs."""
+    folder.mkdir()
+    for name in ("configs", "launch", "n2n_dist", "shards"):
+        (folder / name).symlink_to(processes.ROOT / name)
+    return folder
+
+
+def submit(cluster: Cluster, folder: Path, *command: object, slow: bool = False) -> Job:
+    """Run sbatch; `slow` training takes a second a step until it is let go."""
+    variables = environment()
+    if slow:
+        variables["PYTHONPATH"] = f"{HERE / 'slow'}:{variables['PYTHONPATH']}"
+    return Job(cluster, folder, cluster.run("sbatch", "--parsable", *command, folder=folder, **variables).strip())
+
+
+def training(cluster: Cluster, folder: Path, *options: str, settings: tuple[str, ...] = (), slow: bool = True) -> Job:
+    command = (*WITHOUT_GPU, *options, TRAIN, *SETTINGS, f"train.steps={STEPS}", "run.dir=run", *settings)
+    return submit(cluster, checkout(folder), *command, slow=slow)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "run" / "last.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job whose time limit is a minute; it goes on while others are tested."""
+    folder = tmp_path_factory.mktemp("slurm") / "limited"
+    return training(cluster, folder, "--nodes=2", "--time=1", "--signal=B:USR1@10")
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster, limited: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The same run without interruption."""
+    job = training(cluster, tmp_path_factory.mktemp("slurm") / "whole", "--nodes=2", slow=False)
+    job.wait("COMPLETED")
+    return job
+
+
+def test_the_nodes_of_a_job_are_one_world(cluster: Cluster, whole: Job) -> None:
+    assert sorted(whole.nodes()) == cluster.nodes
+    first, second = (whole.nodes()[name] for name in cluster.nodes)
+    assert "world    DDP: 2 process(es) on cpu" in first
+    assert "world " not in second
+    assert f"done: {STEPS} steps" in first
+    assert whole.output().endswith(" done\n")
+    assert len({cluster.run("hostname", "-I", host=node) for node in cluster.nodes}) == 2
+
+
+def test_every_gpu_gets_a_process(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+    options = ("--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2")
+    job = submit(cluster, checkout(tmp_path / "root"), *options, TRAIN, *SETTINGS, "train.steps=3", "run.dir=run")
+    job.wait("COMPLETED")
+    assert "machines.yaml, 2 process(es) a node" in job.output()
+    assert "world    DDP: 4 process(es) on cpu" in job.nodes()[cluster.nodes[0]]  # the cluster's GPUs are none
+    there, here = (processes.curves(of.folder / "run")["train/total"] for of in (whole, job))
+    assert here[1] == pytest.approx(there[1], rel=1e-5)
+
+
+def test_a_job_that_is_preempted_before_it_can_save_is_requeued_and_one_that_is_cancelled_is_not(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    job = training(cluster, tmp_path / "root", "--nodes=2", "--partition=low", "--cpus-per-task=6")
+    job.until(lambda: sum("accelerate launch" in line for line in cluster.processes()) >= 2)
+    urgent(cluster, tmp_path)
+    job.until(lambda: job.state()["Restarts"] == "1")
+    assert "requeued: preempted while it started" in job.output()
+
+    job.until(lambda: len(job.checkpoints()) > 0)
+    cluster.run("scancel", job.number)
+    job.wait("CANCELLED")
+    ours = ("launch/train.py", "slurm_script", "srun", "accelerate")
+    cluster.until(lambda: not [line for line in cluster.processes() if any(name in line for name in ours)], 45)
+    assert (job.folder / "run" / "PREEMPTED").read_text().startswith("stopped by SIGTERM: saved after step ")
+    time.sleep(10)  # a requeued job waits for six seconds
+    assert job.state()["JobState"] == "CANCELLED"
+    assert job.state()["Restarts"] == "1"
+    assert job.output().splitlines()[-1].endswith("not requeued by this script")
+
+
+def urgent(cluster: Cluster, folder: Path) -> None:
+    """Run a job for which there is no room beside one with six processors a node."""
+    options = ("--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4")
+    job = submit(cluster, folder, *options, "--output=urgent.out", "--wrap=sleep 3")
+    job.wait("COMPLETED")
+
+
+def test_a_preempted_job_goes_on_to_the_same_weights(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+    job = training(cluster, tmp_path / "root", "--nodes=2", "--partition=low", "--cpus-per-task=6")
+    job.until(lambda: len(job.checkpoints()) > 0)
+    start = time.monotonic()
+    urgent(cluster, tmp_path)
+    print(f"the urgent job had ended after {time.monotonic() - start:.1f} s")
+    job.until(lambda: job.state()["Restarts"] == "1")
+    assert "requeued: stopped by SIGTERM: saved after step " in job.output()
+    job.let_go()
+    job.wait("COMPLETED")
+    assert weights(job.folder) == weights(whole.folder)
+
+
+def test_a_time_limit_that_ends_a_job_three_times_changes_nothing(cluster: Cluster, limited: Job, whole: Job) -> None:
+    limited.until(lambda: int(limited.state()["Restarts"]) >= 3, minutes=6)
+    limited.let_go()
+    restarts = int(limited.wait("COMPLETED")["Restarts"])
+    assert limited.output().count("requeued: stopped by SIGUSR1: saved after step ") == restarts >= 3
+    assert weights(limited.folder) == weights(whole.folder)
+    there, here = (processes.curves(job.folder / "run")["train/total"] for job in (whole, limited))
+    assert list(here.items()) == list(there.items())
+    print(limited.output())
+    print(limited.state())
+
+
+def test_evaluation_on_two_nodes_gives_the_numbers_of_one_process(
+    cluster: Cluster, whole: Job, tmp_path: Path, write_images: Callable[..., Path]
+) -> None:
+    images = write_images("a.png", "b.png", "c.png", size=(64, 64, 3))
+    folder, run = checkout(tmp_path / "root"), whole.folder / "run"
+    command = (*WITHOUT_GPU, "--nodes=2", EVALUATE, "--run", run, "--images", images, "--output", "scores")
+    job = submit(cluster, folder, *command)
+    job.wait("COMPLETED")
+    alone = processes.run("launch/evaluate.py", "--run", run, "--images", images, "--output", tmp_path / "alone")
+    table = alone.checked().out[0].splitlines()[:5]
+    assert table[-1].startswith("mean of 3 ")
+    assert table == job.nodes()[cluster.nodes[0]].splitlines()[:5]
+
+    again = submit(cluster, folder, *command)
+    again.wait("FAILED")
+    assert again.output().splitlines()[-1].startswith("error: scores/scores.csv: exists already")
+
+
+def test_a_job_array_builds_what_one_process_builds(
+    cluster: Cluster, tmp_path: Path, write_images: Callable[..., Path]
+) -> None:
+    images = write_images(*(f"{number}.png" for number in range(6)), size=(64, 64, 3))
+    build(images, tmp_path / "alone", Options(tile=16, shard_samples=1))  # six groups of tars
+    folder, settings = checkout(tmp_path / "root"), ("--tile", "16", "--shard-samples", "1")
+    new = tmp_path / "new"
+    array = submit(cluster, folder, "--array=1-3", "--cpus-per-task=1", SHARD, images, new, *settings)
+    merge = ("--dependency=afterok:" + array.number, "--kill-on-invalid-dep=yes", "--cpus-per-task=1", SHARD)
+    merged = submit(cluster, folder, *merge, "index", new)
+    # one of them meets its time limit, with most still to be done
+    cluster.until(lambda: any("shards/build.py" in line for line in cluster.processes()), 60)
+    running = next(n for n in "123" if cluster.job(f"{array.number}_{n}")["JobState"] == "RUNNING")
+    time.sleep(0.5)
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{array.number}_{running}")
+    merged.wait("COMPLETED")
+    assert cluster.job(f"{array.number}_{running}")["Restarts"] == "1"
+    files = {path.relative_to(new): path.read_bytes() for path in new.rglob("*") if path.is_file()}
+    assert len(files) == 2 * 96 + 1
+    assert all((tmp_path / "alone" / name).read_bytes() == content for name, content in files.items())
+    assert "96 tiles of 6 scenes" in merged.output()
+
+    wrong = submit(cluster, folder, "--array=2-3", "--cpus-per-task=1", SHARD, images, tmp_path / "other")
+    cluster.wait(f"{wrong.number}_2", "FAILED", 60)
+    assert wrong.output().splitlines()[-1].startswith("error: --array must be 1-N")
+
+
+def test_what_is_wrong_is_said_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "root")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        submit(cluster, folder, *WITHOUT_GPU, "--partition=nowhere", TRAIN)
+    assert "invalid partition specified: nowhere" in caught.value.stderr
+
+    job = submit(cluster, folder, *WITHOUT_GPU, "--nodes=2", TRAIN, *SETTINGS, "run.dir=run", "data.shards=nowhere")
+    misspelt = submit(cluster, folder, *WITHOUT_GPU, TRAIN, *SETTINGS, "run.dir=run", "data.bacth=4")
+    command = (*WITHOUT_GPU, TRAIN, *SETTINGS)
+    without = Job(cluster, folder, cluster.run("sbatch", "--parsable", *command, folder=folder, PATH="/usr/bin").strip())
+    elsewhere = submit(cluster, tmp_path, *WITHOUT_GPU, processes.ROOT / TRAIN, *SETTINGS)
+    for failing, line in (
+        (without, "error: accelerate: not found on node-"),
+        (misspelt, "error: data.bacth: unknown setting (did you mean batch?)"),
+        (job, "error: nowhere: no such folder of shards; make one with: python shards/build.py"),
+        (elsewhere, ""),
+    ):
+        state = failing.wait("FAILED")
+        print(failing.output(), state)
+        assert failing.output().splitlines()[-1].startswith(line)
+        assert state["Restarts"] == "0"
+
+
+def test_a_lost_node_is_not_waited_for(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+    job = training(cluster, tmp_path / "root", "--nodes=1-2")
+    for nodes, lost in ((cluster.nodes, cluster.nodes[1]), (cluster.nodes[:1], cluster.nodes[0])):
+        before = job.checkpoints()
+        job.until(lambda before=before: job.checkpoints() != before)  # type: ignore[misc]
+        assert sorted(cluster.run("scontrol", "show", "hostnames", job.state()["NodeList"]).split()) == nodes
+        restarts, start = job.state()["Restarts"], time.monotonic()
+        cluster.power_off(lost)
+        job.until(lambda restarts=restarts: job.state()["Restarts"] > restarts)  # type: ignore[misc]
+        print(f"requeued {time.monotonic() - start:.1f} s after {lost} was lost")
+        job.until(lambda: job.state()["JobState"] == "RUNNING")
+        cluster.power_on(lost)
+    job.let_go()
+    job.wait("COMPLETED")
+    print(job.output())
+    there, here = (processes.curves(of.folder / "run")["train/total"] for of in (whole, job))
+    assert list(here) == list(there)
+    assert list(here.values()) == pytest.approx(list(there.values()), rel=1e-3)
