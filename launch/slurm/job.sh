@@ -25,6 +25,7 @@ launch() {
     local gpus=${SLURM_GPUS_ON_NODE:-0} backend host port step
     local processes=$((gpus > 0 ? gpus : 1))
     backend=${BACKEND:-$( ((gpus > 0)) && echo machines || echo cpu)}
+    [[ -f launch/backends/$backend.yaml ]] || fail "BACKEND=$backend: no launch/backends/$backend.yaml"
     host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 10000)) # a dying process may hold the last one
     # The launcher passes these signals on, and waits so many seconds before it kills its processes.
@@ -39,14 +40,13 @@ launch() {
         --config_file "launch/backends/$backend.yaml" --num_machines "$SLURM_NNODES" \
         --num_processes $((SLURM_NNODES * processes)) --main_process_ip "$host" --main_process_port "$port" "$@" &
     step=$!
-    while kill -0 "$step" 2>/dev/null; do
-        wait "$step" # returns early when a signal came
-        if ((usr1 == 1)); then
+    while kill -0 "$step" 2>/dev/null; do # not wait: a signal that came just before would not end it
+        if ((usr1 == 1 && SECONDS >= starting)); then
             usr1=2
-            while ((SECONDS < starting)) && kill -0 "$step" 2>/dev/null; do sleep 1; done
             say "the time limit is near: USR1 to the launchers"
             scancel --signal=USR1 "$SLURM_JOB_ID" # not to this shell
         fi
+        sleep 1
     done
     wait "$step"
     code=$?
@@ -89,6 +89,5 @@ finish() {
     exit "$code"
 }
 
-[[ -f launch/train.py ]] || fail "$PWD is not the root of the repository: submit from there"
 command -v accelerate >/dev/null ||
     fail "accelerate: not found on $HOSTNAME; activate its environment in the marked place of the batch script"

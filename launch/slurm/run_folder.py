@@ -1,10 +1,12 @@
-"""Print the run folder of a training run, whose arguments are those of launch/train.py; refuse them where it would.
+"""Print the run folder of a training run, whose arguments are those of launch/train.py.
 
 python launch/slurm/run_folder.py --config configs/demo.yaml run.dir=runs/other
 """
 
 import argparse
 from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from n2n_dist.errors import run_command
 
@@ -16,10 +18,13 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="of launch/train.py")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that go over the file's")
     arguments = parser.parse_intermixed_args()
+    named = OmegaConf.from_dotlist([setting for setting in arguments.settings if setting.startswith("run.dir=")])
+    folder = OmegaConf.select(named, "run.dir")
+    if not isinstance(folder, str):
+        from n2n_dist.config import load  # imports torch, which takes seconds
 
-    from n2n_dist.config import load
-
-    print(load(arguments.config, arguments.settings).run.dir)
+        folder = load(arguments.config, arguments.settings).run.dir
+    print(folder)
 
 
 if __name__ == "__main__":
