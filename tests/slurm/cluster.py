@@ -74,7 +74,8 @@ class Cluster:
         command = [*spaces, "bash", HERE / "host.sh", name, self.folder, *daemon]
         host = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
         self._hosts[name] = host
-        assert host.stdout and host.stdin
+        assert host.stdout
+        assert host.stdin
         assert host.stdout.readline() == "ready\n"
         here = ["nsenter", "--net", "--target", str(self._first_process(name))]
         if name == self.controller:

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import processes
 import pytest
-from cluster import Cluster, environment
+from cluster import Cluster, environment, missing
 
 from n2n_dist.data.build import build
 from n2n_dist.data.plan import Options
 
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.timeout(700),
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
 HERE = Path(__file__).parent
 STEPS = 150
 SETTINGS = (*processes.TINY, "checkpoint.every=5")
@@ -231,6 +236,15 @@ def test_a_job_array_builds_what_one_process_builds(
     wrong = submit(cluster, folder, "--array=2-3", "--cpus-per-task=1", SHARD, images, tmp_path / "other")
     cluster.wait(f"{wrong.number}_2", "FAILED", 60)
     assert wrong.output().splitlines()[-1].startswith("error: --array must be 1-N")
+
+
+def test_slurm_takes_the_documented_commands(cluster: Cluster, whole: Job) -> None:
+    texts = [(processes.ROOT / name).read_text() for name in ("docs/cluster.md", "README.md", TRAIN, EVALUATE, SHARD)]
+    lines = [line.lstrip("# ") for text in texts for line in text.splitlines()]
+    commands = [line.replace("JOB", whole.number).split() for line in lines if line.startswith("sbatch ")]
+    assert len(commands) >= 15
+    for command in commands:
+        cluster.run(command[0], "--test-only", *command[1:], folder=whole.folder)
 
 
 def test_what_is_wrong_is_said_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
