@@ -70,9 +70,9 @@ node_lost() {
 requeue() {
     ((term)) && return
     say "requeued: $1"
+    trap - TERM # with which Slurm ends this start; what is left after it only dies of KillWait
     scontrol requeue "$SLURM_JOB_ID" || exit 1
-    trap - TERM
-    exec sleep 60 # until Slurm ends this start
+    exec sleep 60
 }
 
 # Ends the job with $code. Its last line is the error, from the file $1 or else as a process printed it.
