@@ -33,8 +33,8 @@ launch() {
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
     say "start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST: $backend.yaml, $processes process(es) a node;" \
         "their output is in $output.NODE.out"
-    # The first launcher that ends gives the others a minute to do so; until it has its handlers it ignores USR1.
-    srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60 \
+    # The first launcher that ends gives the others half a minute; until it has its handlers it ignores USR1.
+    srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=30 \
         --input=none --open-mode=append --output="$output.%N.out" \
         bash -c 'trap "" USR1; exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"' launch \
         --config_file "launch/backends/$backend.yaml" --num_machines "$SLURM_NNODES" \

@@ -52,7 +52,7 @@ class Cluster:
         for name in ("etc", "log", "state", "spool", "munge"):
             (self.folder / name).mkdir()
         self._start_munge()
-        self._configure()
+        self._write_configuration()
         for name in (self.controller, *self.nodes):
             self.power_on(name)
         self.until(lambda: self.idle() == self.nodes, 60, self.logs)
@@ -117,6 +117,12 @@ class Cluster:
             raise subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
         return done.stdout
 
+    def configure(self, name: str, value: object) -> None:
+        """Change a value of slurm.conf in the running cluster."""
+        path = self.folder / "etc" / "slurm.conf"
+        path.write_text(re.sub(rf"^{name}=.*", f"{name}={value}", path.read_text(), flags=re.MULTILINE))
+        self.run("scontrol", "reconfigure")
+
     def idle(self) -> list[str]:
         """Return the names of idle nodes."""
         try:
@@ -178,7 +184,7 @@ class Cluster:
         self._munged = subprocess.Popen([*user, "munged", "--foreground", *options], **quiet)
         self.until((folder / "socket").exists, 10)
 
-    def _configure(self) -> None:
+    def _write_configuration(self) -> None:
         etc = self.folder / "etc"
         (etc / "hosts").write_text(
             "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in self.addresses.items())

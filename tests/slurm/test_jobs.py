@@ -168,6 +168,18 @@ def test_a_job_that_is_preempted_before_it_can_save_is_requeued_and_one_that_is_
     assert job.output().splitlines()[-1].endswith("not requeued by this script")
 
 
+def test_a_time_limit_that_ends_a_job_three_times_changes_nothing(cluster: Cluster, limited: Job, whole: Job) -> None:
+    limited.until(lambda: limited.output().count("requeued: stopped by SIGUSR1: saved after step ") >= 3, minutes=8)
+    limited.let_go()
+    restarts = int(limited.wait("COMPLETED")["Restarts"])
+    assert limited.output().count("requeued: stopped by SIGUSR1: ") == restarts
+    assert weights(limited.folder) == weights(whole.folder)
+    there, here = (processes.curves(job.folder / "run")["train/total"] for job in (whole, limited))
+    assert list(here.items()) == list(there.items())
+    print(limited.output())
+    print(limited.state())
+
+
 def test_a_preempted_job_goes_on_to_the_same_weights(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
     job = training(cluster, tmp_path / "root", "--nodes=2", "--partition=low", "--cpus-per-task=6")
     job.until(lambda: len(job.checkpoints()) > 0)
@@ -179,18 +191,6 @@ def test_a_preempted_job_goes_on_to_the_same_weights(cluster: Cluster, whole: Jo
     job.let_go()
     job.wait("COMPLETED")
     assert weights(job.folder) == weights(whole.folder)
-
-
-def test_a_time_limit_that_ends_a_job_three_times_changes_nothing(cluster: Cluster, limited: Job, whole: Job) -> None:
-    limited.until(lambda: limited.output().count("requeued: stopped by SIGUSR1: saved after step ") >= 3, minutes=8)
-    limited.let_go()
-    restarts = int(limited.wait("COMPLETED")["Restarts"])
-    assert limited.output().count("requeued: stopped by SIGUSR1: ") == restarts
-    assert weights(limited.folder) == weights(whole.folder)
-    there, here = (processes.curves(job.folder / "run")["train/total"] for job in (whole, limited))
-    assert list(here.items()) == list(there.items())
-    print(limited.output())
-    print(limited.state())
 
 
 def test_evaluation_on_two_nodes_gives_the_numbers_of_one_process(
@@ -271,19 +271,30 @@ def test_what_is_wrong_is_said_in_one_line(cluster: Cluster, tmp_path: Path) -> 
 
 
 def test_a_lost_node_is_not_waited_for(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+    first, second = cluster.nodes
     job = training(cluster, tmp_path / "root", "--nodes=1-2")
-    for nodes, lost in ((cluster.nodes, cluster.nodes[1]), (cluster.nodes[:1], cluster.nodes[0])):
-        before = job.checkpoints()
-        job.until(lambda before=before: job.checkpoints() != before)  # type: ignore[misc]
-        assert sorted(cluster.run("scontrol", "show", "hostnames", job.state()["NodeList"]).split()) == nodes
-        restarts, start = job.state()["Restarts"], time.monotonic()
-        cluster.power_off(lost)
-        job.until(lambda restarts=restarts: job.state()["Restarts"] > restarts)  # type: ignore[misc]
-        print(f"requeued {time.monotonic() - start:.1f} s after {lost} was lost")
-        job.until(lambda: job.state()["JobState"] == "RUNNING")
-        cluster.power_on(lost)
+    job.until(lambda: len(job.checkpoints()) > 0)
+    assert job.nodes().keys() == {first, second}
+    cluster.configure("SlurmdTimeout", 300)  # the default, after which Slurm notices
+    start = time.monotonic()
+    cluster.power_off(second)
+    job.until(lambda: "requeued: a node does not answer" in job.output())
+    print(f"requeued {time.monotonic() - start:.1f} s after the second node was lost")
+    cluster.configure("SlurmdTimeout", 15)
+    job.until(lambda: job.state()["Restarts"] == "1")
+
+    step = job.checkpoints()[-1]
+    job.until(lambda: job.checkpoints()[-1] > step)
+    assert job.state()["NodeList"] == first
+    assert "continuing after step " in job.nodes()[first]
+    cluster.power_on(second)
+    start = time.monotonic()
+    cluster.power_off(first)  # with the batch script
+    job.until(lambda: job.state()["Restarts"] == "2")
+    print(f"requeued by Slurm {time.monotonic() - start:.1f} s after the first node was lost")
     job.let_go()
-    job.wait("COMPLETED")
+    assert job.wait("COMPLETED")["NodeList"] == second
+    cluster.power_on(first)
     print(job.output())
     there, here = (processes.curves(of.folder / "run")["train/total"] for of in (whole, job))
     assert list(here) == list(there)
