@@ -163,10 +163,6 @@ class Cluster:
         files = sorted((self.folder / "log").iterdir())
         return "\n".join(f"{file.name}:\n" + "\n".join(file.read_text().splitlines()[-20:]) for file in files)
 
-    def completed(self) -> str:
-        """Return Slurm's own list of jobs that ended."""
-        return (self.folder / "completed").read_text()
-
     def _first_process(self, name: str) -> int:
         parent = self._hosts[name].pid
         return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])

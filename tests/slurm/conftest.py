@@ -11,6 +11,5 @@ def cluster() -> Iterator[Cluster]:
     try:
         cluster.start()
         yield cluster
-        print(cluster.completed())
     finally:
         cluster.stop()

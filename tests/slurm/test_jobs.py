@@ -14,6 +14,7 @@ from n2n_dist.data.build import build
 from n2n_dist.data.plan import Options
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.slurm,
     pytest.mark.timeout(700),
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
@@ -40,7 +41,8 @@ class Job:
 
     def output(self) -> str:
         """Return what the batch script said."""
-        return "".join(path.read_text() for path in self.folder.glob(f"*-{self.number}.out"))
+        files = [path for path in self.folder.glob(f"*-{self.number}.out") if len(path.suffixes) == 1]
+        return "".join(path.read_text() for path in files)
 
     def nodes(self) -> dict[str, str]:
         """Return the output of each node."""
@@ -58,6 +60,10 @@ class Job:
             return reached()
 
         self.cluster.until(still, 60 * minutes, self.report)
+
+    def processes(self) -> list[str]:
+        """Return the command lines that name its folder, on all nodes."""
+        return [line for line in self.cluster.processes() if str(self.folder) in line]
 
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in (self.folder / "run" / "checkpoints").glob("step-????????"))
@@ -124,12 +130,21 @@ def test_the_nodes_of_a_job_are_one_world(cluster: Cluster, whole: Job) -> None:
     assert len({cluster.run("hostname", "-I", host=node) for node in cluster.nodes}) == 2
 
 
-def test_every_gpu_gets_a_process(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
-    options = ("--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2")
-    job = submit(cluster, checkout(tmp_path / "root"), *options, TRAIN, *SETTINGS, "train.steps=3", "run.dir=run")
-    job.wait("COMPLETED")
+def test_every_gpu_gets_a_process_and_scancel_ends_them_all(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
+    job = training(cluster, tmp_path / "root", "--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2")
+    job.until(lambda: len(job.checkpoints()) > 0)
     assert "machines.yaml, 2 process(es) a node" in job.output()
     assert "world    DDP: 4 process(es) on cpu" in job.nodes()[cluster.nodes[0]]  # the cluster's GPUs are none
+    assert len(job.processes()) > 4
+
+    cluster.run("scancel", job.number)
+    job.wait("CANCELLED")
+    cluster.until(lambda: not job.processes(), 45)
+    assert (job.folder / "run" / "PREEMPTED").read_text().startswith("stopped by SIGTERM: saved after step ")
+    time.sleep(10)  # a requeued job waits for six seconds
+    assert job.state()["JobState"] == "CANCELLED"
+    assert job.state()["Restarts"] == "0"
+    assert job.output().splitlines()[-1].endswith("not requeued by this script")
     there, here = (processes.curves(of.folder / "run")["train/total"] for of in (whole, job))
     assert here[1] == pytest.approx(there[1], rel=1e-5)
 
@@ -144,28 +159,20 @@ def test_deepspeed_on_two_nodes_is_one_world(cluster: Cluster, whole: Job, tmp_p
     assert here[1] == pytest.approx(there[1], rel=1e-5)
 
 
-def test_a_job_that_is_preempted_before_it_can_save_is_requeued_and_one_that_is_cancelled_is_not(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_a_preempted_job_goes_on_to_the_same_weights(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
     job = training(cluster, tmp_path / "root", "--nodes=2", "--partition=low", "--cpus-per-task=6")
-
-    def launchers() -> list[str]:
-        return [line for line in cluster.processes() if "/bin/accelerate launch" in line and str(job.folder) in line]
-
-    job.until(lambda: len(launchers()) == 2)
-    urgent(cluster, tmp_path)
+    job.until(lambda: sum("/bin/accelerate launch" in line for line in job.processes()) == 2)
+    urgent(cluster, tmp_path)  # while nothing but the launchers is there
     job.until(lambda: job.state()["Restarts"] == "1")
     assert "requeued: preempted while it started" in job.output()
 
     job.until(lambda: len(job.checkpoints()) > 0)
-    cluster.run("scancel", job.number)
-    job.wait("CANCELLED")
-    cluster.until(lambda: not any(str(job.folder) in line for line in cluster.processes()), 45)
-    assert (job.folder / "run" / "PREEMPTED").read_text().startswith("stopped by SIGTERM: saved after step ")
-    time.sleep(10)  # a requeued job waits for six seconds
-    assert job.state()["JobState"] == "CANCELLED"
-    assert job.state()["Restarts"] == "1"
-    assert job.output().splitlines()[-1].endswith("not requeued by this script")
+    urgent(cluster, tmp_path)
+    job.until(lambda: job.state()["Restarts"] == "2")
+    assert "requeued: stopped by SIGTERM: saved after step " in job.output()
+    job.let_go()
+    job.wait("COMPLETED")
+    assert weights(job.folder) == weights(whole.folder)
 
 
 def test_a_time_limit_that_ends_a_job_three_times_changes_nothing(cluster: Cluster, limited: Job, whole: Job) -> None:
@@ -176,21 +183,6 @@ def test_a_time_limit_that_ends_a_job_three_times_changes_nothing(cluster: Clust
     assert weights(limited.folder) == weights(whole.folder)
     there, here = (processes.curves(job.folder / "run")["train/total"] for job in (whole, limited))
     assert list(here.items()) == list(there.items())
-    print(limited.output())
-    print(limited.state())
-
-
-def test_a_preempted_job_goes_on_to_the_same_weights(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
-    job = training(cluster, tmp_path / "root", "--nodes=2", "--partition=low", "--cpus-per-task=6")
-    job.until(lambda: len(job.checkpoints()) > 0)
-    start = time.monotonic()
-    urgent(cluster, tmp_path)
-    print(f"the urgent job had ended after {time.monotonic() - start:.1f} s")
-    job.until(lambda: job.state()["Restarts"] == "1")
-    assert "requeued: stopped by SIGTERM: saved after step " in job.output()
-    job.let_go()
-    job.wait("COMPLETED")
-    assert weights(job.folder) == weights(whole.folder)
 
 
 def test_evaluation_on_two_nodes_gives_the_numbers_of_one_process(
@@ -198,17 +190,13 @@ def test_evaluation_on_two_nodes_gives_the_numbers_of_one_process(
 ) -> None:
     images = write_images("a.png", "b.png", "c.png", size=(64, 64, 3))
     folder, run = checkout(tmp_path / "root"), whole.folder / "run"
-    command = (*WITHOUT_GPU, "--nodes=2", EVALUATE, "--run", run, "--images", images, "--output", "scores")
-    job = submit(cluster, folder, *command)
+    arguments = ("--run", run, "--images", images, "--output")
+    job = submit(cluster, folder, *WITHOUT_GPU, "--nodes=2", EVALUATE, *arguments, "scores")
     job.wait("COMPLETED")
-    alone = processes.run("launch/evaluate.py", "--run", run, "--images", images, "--output", tmp_path / "alone")
+    alone = processes.run("launch/evaluate.py", *arguments, tmp_path / "alone")
     table = alone.checked().out[0].splitlines()[:5]
     assert table[-1].startswith("mean of 3 ")
     assert table == job.nodes()[cluster.nodes[0]].splitlines()[:5]
-
-    again = submit(cluster, folder, *command)
-    again.wait("FAILED")
-    assert again.output().splitlines()[-1].startswith("error: scores/scores.csv: exists already")
 
 
 def test_a_job_array_builds_what_one_process_builds(
@@ -256,16 +244,17 @@ def test_what_is_wrong_is_said_in_one_line(cluster: Cluster, tmp_path: Path) -> 
     job = submit(cluster, folder, *WITHOUT_GPU, "--nodes=2", TRAIN, *SETTINGS, "run.dir=run", "data.shards=nowhere")
     misspelt = submit(cluster, folder, *WITHOUT_GPU, TRAIN, *SETTINGS, "run.dir=run", "data.bacth=4")
     command = (*WITHOUT_GPU, TRAIN, *SETTINGS)
+    weightless = submit(cluster, folder, *WITHOUT_GPU, EVALUATE, "--run", "nowhere", "--images", "nowhere")
     without = submit(cluster, folder, *command, PATH="/usr/bin")
     elsewhere = submit(cluster, tmp_path, *WITHOUT_GPU, processes.ROOT / TRAIN, *SETTINGS)
     for failing, line in (
         (without, "error: accelerate: not found on node-"),
         (misspelt, "error: data.bacth: unknown setting (did you mean batch?)"),
+        (weightless, "error: nowhere: no weights there"),
         (job, "error: nowhere: no such folder of shards; make one with: python shards/build.py"),
         (elsewhere, f"error: {tmp_path} is not the root of the repository; submit from there"),
     ):
         state = failing.wait("FAILED")
-        print(failing.output(), state)
         assert failing.output().splitlines()[-1].startswith(line)
         assert state["Restarts"] == "0"
 
@@ -276,10 +265,8 @@ def test_a_lost_node_is_not_waited_for(cluster: Cluster, whole: Job, tmp_path: P
     job.until(lambda: len(job.checkpoints()) > 0)
     assert job.nodes().keys() == {first, second}
     cluster.configure("SlurmdTimeout", 300)  # the default, after which Slurm notices
-    start = time.monotonic()
     cluster.power_off(second)
     job.until(lambda: "requeued: a node does not answer" in job.output())
-    print(f"requeued {time.monotonic() - start:.1f} s after the second node was lost")
     cluster.configure("SlurmdTimeout", 15)
     job.until(lambda: job.state()["Restarts"] == "1")
 
@@ -288,14 +275,11 @@ def test_a_lost_node_is_not_waited_for(cluster: Cluster, whole: Job, tmp_path: P
     assert job.state()["NodeList"] == first
     assert "continuing after step " in job.nodes()[first]
     cluster.power_on(second)
-    start = time.monotonic()
     cluster.power_off(first)  # with the batch script
     job.until(lambda: job.state()["Restarts"] == "2")
-    print(f"requeued by Slurm {time.monotonic() - start:.1f} s after the first node was lost")
     job.let_go()
     assert job.wait("COMPLETED")["NodeList"] == second
     cluster.power_on(first)
-    print(job.output())
     there, here = (processes.curves(of.folder / "run")["train/total"] for of in (whole, job))
     assert list(here) == list(there)
     assert list(here.values()) == pytest.approx(list(there.values()), rel=1e-3)
