@@ -62,8 +62,8 @@ preempted() {
 
 # Whether a node does not answer. The other nodes' processes end at once then; Slurm notices after its SlurmdTimeout.
 node_lost() {
-    ((SLURM_NNODES > 1)) &&
-        ! timeout 60 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --input=none true
+    ((SLURM_NNODES > 1)) && ! timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" \
+        --ntasks-per-node=1 --input=none true
 }
 
 # requeue WHY: does so unless this shell got TERM.
