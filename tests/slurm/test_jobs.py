@@ -228,7 +228,7 @@ def test_a_job_array_builds_what_one_process_builds(
 
 def test_slurm_takes_the_documented_commands(cluster: Cluster, whole: Job) -> None:
     texts = [(processes.ROOT / name).read_text() for name in ("docs/cluster.md", "README.md", TRAIN, EVALUATE, SHARD)]
-    lines = [line.lstrip("# ") for text in texts for line in text.splitlines()]
+    lines = [line.lstrip("# ") for text in texts for line in text.replace("\\\n", "").splitlines()]
     commands = [line.replace("JOB", whole.number).split() for line in lines if line.startswith("sbatch ")]
     assert len(commands) >= 15
     for command in commands:
