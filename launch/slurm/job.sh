@@ -31,8 +31,8 @@ launch() {
     # The launcher passes these signals on, and waits so many seconds before it kills its processes.
     export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=110
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-    say "start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST: $backend.yaml, $processes process(es) a node;" \
-        "their output is in $output.NODE.out"
+    say "start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST: $backend.yaml," \
+        "$processes process(es) a node; their output is in $output.NODE.out"
     # The first launcher that ends gives the others half a minute; until it has its handlers it ignores USR1.
     srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=30 \
         --input=none --open-mode=append --output="$output.%N.out" \
@@ -78,7 +78,8 @@ requeue() {
 # Ends the job with $code. Its last line is the error, from the file $1 or else as a process printed it.
 finish() {
     if ((term)); then
-        say "stopped by scancel, by a preemption, or at the time limit before all was saved: not requeued by this script"
+        say "stopped by scancel, by a preemption, or at the time limit before all was saved:" \
+            "not requeued by this script"
     elif ((code == 0)); then
         say "done"
     else
