@@ -46,6 +46,10 @@ launch() {
             say "the time limit is near: USR1 to the launchers"
             scancel --signal=USR1 "$SLURM_JOB_ID" # not to this shell
         fi
+        if ((term == 1)); then # said now: Slurm may kill this shell before the launchers have ended
+            term=2
+            say "TERM, by scancel, by a preemption or at the time limit: not requeued by this script"
+        fi
         sleep 1
     done
     wait "$step"
@@ -77,12 +81,9 @@ requeue() {
 
 # Ends the job with $code. Its last line is the error, from the file $1 or else as a process printed it.
 finish() {
-    if ((term)); then
-        say "stopped by scancel, by a preemption, or at the time limit before all was saved:" \
-            "not requeued by this script"
-    elif ((code == 0)); then
+    if ((code == 0)); then
         say "done"
-    else
+    elif ((term == 0)); then
         say "failed: exit code $code; all output is in $output.NODE.out"
         cat "${1:-}" 2>/dev/null || grep -h '^error: ' "$output".*.out | tail -n 1 | grep . ||
             echo "error: no process left a message; see the end of $output.NODE.out"

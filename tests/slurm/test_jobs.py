@@ -144,7 +144,7 @@ def test_every_gpu_gets_a_process_and_scancel_ends_them_all(cluster: Cluster, wh
     time.sleep(10)  # a requeued job waits for six seconds
     assert job.state()["JobState"] == "CANCELLED"
     assert job.state()["Restarts"] == "0"
-    assert job.output().splitlines()[-1].endswith("not requeued by this script")
+    assert "TERM, by scancel, by a preemption or at the time limit: not requeued by this script\n" in job.output()
     there, here = (processes.curves(of.folder / "run")["train/total"] for of in (whole, job))
     assert here[1] == pytest.approx(there[1], rel=1e-5)
 
