@@ -178,6 +178,7 @@ def test_a_preempted_job_goes_on_to_the_same_weights(cluster: Cluster, whole: Jo
 def test_a_time_limit_that_ends_a_job_three_times_changes_nothing(cluster: Cluster, limited: Job, whole: Job) -> None:
     limited.until(lambda: limited.output().count("requeued: stopped by SIGUSR1: saved after step ") >= 3, minutes=8)
     limited.let_go()
+    cluster.run("scontrol", "update", f"JobId={limited.number}", "TimeLimit=10")
     restarts = int(limited.wait("COMPLETED")["Restarts"])
     assert limited.output().count("requeued: stopped by SIGUSR1: ") == restarts
     assert weights(limited.folder) == weights(whole.folder)
