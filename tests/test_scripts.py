@@ -156,6 +156,18 @@ def test_help_shows_how_to_call(script: str) -> None:
     assert f"{script} " in finished.out[0]
 
 
+def test_run_folder_is_that_of_the_same_training() -> None:
+    config = ("--config", "configs/demo.yaml")
+    for arguments, folder in (
+        ((*config, "train.steps=1"), "runs/demo"),
+        ((*config, "run.dir=runs/mine", "--dry-run", "train.steps=1"), "runs/mine"),
+        (("run.dir=runs/a b",), "runs/a b"),
+        ((), "runs/default"),
+    ):
+        assert run("launch/slurm/run_folder.py", *arguments).checked().out[0] == f"{folder}\n"
+    assert "train.stepps: unknown setting" in refusal("launch/slurm/run_folder.py", *config, "train.stepps=1")
+
+
 def test_build_refuses(tmp_path: Path, write_images: Callable[..., Path]) -> None:
     images = write_images("a.png", "b.png")
     (tmp_path / "empty").mkdir()

@@ -36,8 +36,8 @@ def test_the_file_for_zero_2_differs_from_that_for_zero_1_in_the_stage_alone() -
     one, two = (
         yaml.safe_load((processes.ROOT / f"launch/backends/{name}.yaml").read_text()) for name in ("zero1", "zero2")
     )
-    assert one.pop("deepspeed_config") == {"zero_stage": 1}
-    assert two.pop("deepspeed_config") == {"zero_stage": 2}
+    stages = [file["deepspeed_config"].pop("zero_stage") for file in (one, two)]
+    assert stages == [1, 2]
     assert one == two
 
 
