@@ -248,14 +248,14 @@ class Backend:
         """Run `action` on every rank and return each rank's own result.
 
         Raises:
-            Refusal: on all ranks, what one of them has to refuse.
+            Refusal: on all ranks, what one of them has to refuse; names its machine where there are several.
 
         """
         result, refusal = None, None
         try:
             result = action()
         except Refusal as error:
-            refusal = error
+            refusal = error if len(set(self.hosts)) == 1 else type(error)(f"on {self.hosts[self.rank]}: {error}")
         self.agree(refusal)
         return cast(T, result)
 

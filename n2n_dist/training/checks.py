@@ -2,15 +2,72 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+import n2n_dist
 from n2n_dist.data.dataset import CropDataset, RankOrder, is_tolerated
 from n2n_dist.errors import Refusal
 from n2n_dist.model.weights import BEST, LAST
 from n2n_dist.training.backend import Backend
 from n2n_dist.training.checkpoint_files import Progress, describe_differences
+from n2n_dist.training.owner import OWNER
 from n2n_dist.training.tracking import Window
+
+SHARED_SECONDS = 20.0
+"""How long a file of one machine may take to appear on another: a file server's clients remember what was not there."""
+
+
+def check_machines(run_dir: Path, backend: Backend) -> None:
+    """Refuse to start where a machine has other software, or not the run folder of the others; all ranks come here.
+
+    Args:
+        run_dir: already owned by this run.
+        backend: of the run.
+
+    Raises:
+        Refusal: names the machine.
+
+    """
+    if len(set(backend.hosts)) == 1:
+        return
+    if difference := other_software(backend.hosts, backend.agree(None, _software())):
+        raise Refusal(difference)
+    backend.on_all(lambda: _check_shared(run_dir) if backend.local_rank == 0 else None)
+
+
+def other_software(hosts: Sequence[str], software: Sequence[str]) -> str | None:
+    """Name the first machine whose software, described for each rank, is not that of rank 0."""
+    for host, found in zip(hosts, software, strict=True):
+        if found != software[0]:
+            return f"{host}: has {found}, but {hosts[0]} has {software[0]}; install the same on all machines"
+    return None
+
+
+def _software() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(n2n_dist.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return f"n2n_dist {n2n_dist.__version__} (sources {digest.hexdigest()[:8]}) and torch {torch.__version__}"
+
+
+def _check_shared(run_dir: Path) -> None:
+    end = time.monotonic() + SHARED_SECONDS
+    while not (run_dir / OWNER).exists():
+        if time.monotonic() > end:
+            raise Refusal(f"run.dir {run_dir}: not the folder that rank 0 has; use one that all machines share")
+        time.sleep(0.2)
+    try:
+        with tempfile.TemporaryFile(dir=run_dir):
+            pass
+    except OSError as error:
+        raise Refusal(f"run.dir {run_dir}: cannot be written ({error.strerror}); make it writable there") from None
 
 
 def check_continuation(run_dir: Path, found: tuple[Path, Progress] | None, wanted: Progress) -> None:

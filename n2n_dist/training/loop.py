@@ -29,7 +29,7 @@ from n2n_dist.training import report
 from n2n_dist.training.backend import Backend, plan_batch
 from n2n_dist.training.checkpoint import Checkpoints
 from n2n_dist.training.checkpoint_files import Progress
-from n2n_dist.training.checks import check_continuation, check_damage, check_finite
+from n2n_dist.training.checks import check_continuation, check_damage, check_finite, check_machines
 from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
 from n2n_dist.training.owner import Owner
 from n2n_dist.training.precision import arrange, autocast_type, memory_format
@@ -137,6 +137,7 @@ def _train(
     if not dry_run:
         backend.on_main(lambda: config.check_run_dir(run_dir))
         backend.on_main(lambda: owner.claim(lambda line: print(line, flush=True)))
+        check_machines(run_dir, backend)
         found = checkpoints.newest(warn=print)
         backend.on_main(lambda: check_continuation(run_dir, found, progress))
     if found:
@@ -261,6 +262,7 @@ def _train(
             logged["train/gradient_norm"] = window.gradient_norm()
             logged["train/learning_rate"] = learning_rate(config.optim, step, config.train.steps)
             logged["speed/images_per_second"] = window.steps * plan.batch / window.seconds()
+            logged["speed/minutes_per_epoch"] = window.seconds() / window.steps * order.batches_per_epoch / 60
             logged["speed/waiting_for_data"] = waiting / backend.world_size
             logged["memory/peak_gib"] = memory_bytes(backend.device) / 2**30
             own_times = backend.each(own_time.seconds())

@@ -44,7 +44,7 @@ def start(
         perceptual += f" ({config.loss.form})"
     return "\n".join(
         [
-            f"world    {backend.name}: {backend.world_size} process(es) on {backend.device.type}, {precision}",
+            f"world    {backend.name}: {backend.world_size} process(es) on {_machines(backend)}, {precision}",
             f"batch    {backend.plan}, {config.data.crop} x {config.data.crop} pixels",
             f"data     {len(index):,} samples in {shards:,} shards, {epoch:,} steps an epoch",
             f"noise    {noise}, pairs {config.pairs.source}{targets}",
@@ -111,6 +111,16 @@ def stopped(progress: Progress, received: tuple[str, float]) -> str:
         f"a grace period of {interrupt.GRACE_SECONDS} s leaves {interrupt.GRACE_SECONDS - seconds:.1f} s; "
         "the same command continues"
     )
+
+
+def _machines(backend: Backend) -> str:
+    """Name the kind of device, and the machines where there are several."""
+    device = torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else "cpu"
+    hosts = list(dict.fromkeys(backend.hosts))
+    if len(hosts) == 1:
+        return device
+    named = ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
+    return f"{len(hosts)} machines ({named}), {device}"
 
 
 def _duration(seconds: float) -> str:

@@ -72,7 +72,10 @@ class Tracker:
     def point(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point of the training curves, and show loss and speed at the progress bar."""
         self.scalars(step, values)
-        self.bar.set_postfix_str(f"loss {values['train/total']:.4f}, {values['speed/images_per_second']:.1f} images/s")
+        loss, speed, epoch = (
+            values[name] for name in ("train/total", "speed/images_per_second", "speed/minutes_per_epoch")
+        )
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} images/s, {epoch:.1f} min an epoch")
 
     def text(self, name: str, text: str) -> None:
         """Show a text, such as the configuration, in TensorBoard."""

@@ -12,9 +12,11 @@ from n2n_dist.data.dataset import CropDataset, RankOrder
 from n2n_dist.data.order import Order
 from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
+from n2n_dist.training import checks
 from n2n_dist.training.backend import Backend
 from n2n_dist.training.checkpoint_files import Progress
-from n2n_dist.training.checks import check_damage, check_finite
+from n2n_dist.training.checks import check_damage, check_finite, check_machines, other_software
+from n2n_dist.training.owner import OWNER
 from n2n_dist.training.tracking import Window
 
 
@@ -45,3 +47,34 @@ def test_damage_past_the_tolerated_share_is_refused() -> None:
     check_damage(progress(bad_samples=100), 0.1)
     with pytest.raises(Refusal, match=r"^data.max_bad 0.1: 101 of 1000 samples cannot be read"):
         check_damage(progress(bad_samples=101), 0.1)
+
+
+def test_one_machine_needs_no_check(backend: Backend, tmp_path: Path) -> None:
+    check_machines(tmp_path / "nowhere", backend)
+
+
+def test_other_software_names_the_machine() -> None:
+    assert other_software(["a", "a", "b"], ["n2n_dist 1"] * 3) is None
+    message = other_software(["a", "a", "b"], ["n2n_dist 1", "n2n_dist 1", "n2n_dist 2"])
+    assert message == "b: has n2n_dist 2, but a has n2n_dist 1; install the same on all machines"
+
+
+def test_machines_share_a_folder_that_they_can_write(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "SHARED_SECONDS", 0.3)
+    monkeypatch.setattr(backend, "hosts", ["here", "there"])
+    monkeypatch.setattr(backend, "agree", one_rank)
+    with pytest.raises(
+        Refusal, match=rf"on here: run.dir {tmp_path}: not the folder that rank 0 has; use one that all"
+    ):
+        check_machines(tmp_path, backend)
+    (tmp_path / OWNER).touch()
+    check_machines(tmp_path, backend)
+    assert [path.name for path in tmp_path.iterdir()] == [OWNER]
+
+
+def one_rank(refusal: Exception | None, word: object = None) -> list[object]:
+    if refusal:
+        raise refusal
+    return [word, word]

@@ -19,6 +19,7 @@ EVERY_STEP = (
     "train/gradient_norm",
     "train/learning_rate",
     "speed/images_per_second",
+    "speed/minutes_per_epoch",
     "speed/waiting_for_data",
     "memory/peak_gib",
 )
