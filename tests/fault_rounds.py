@@ -193,12 +193,13 @@ class Round:
         return every if self.random.random() < 0.5 else [self.random.choice(every)]
 
     def committed(self) -> list[Path]:
-        """The finished checkpoints, oldest first."""
-        return sorted(path.parent for path in self.run_dir.glob("checkpoints/step-????????/manifest.json"))
+        """The checkpoints that are whole, oldest first; one that was killed before its rename has another name."""
+        folder = self.run_dir / "checkpoints"
+        return sorted(path.parent for end in ("", ".tmp") for path in folder.glob(f"step-????????{end}/manifest.json"))
 
     def again(self, step: int | None = None) -> str:
         """Start it until its end, from the newest checkpoint or that of `step`; return what it says."""
-        newest = int(self.committed()[-1].name[5:]) if self.committed() else 0
+        newest = int(self.committed()[-1].name[5:13]) if self.committed() else 0
         expected, done = newest if step is None else step, max(logged(self.run_dir), default=0)
         with self.start() as run:
             codes = run.finish()
