@@ -202,7 +202,7 @@ def not_finite(round_: Round) -> None:
     expect(int(message[1]) == step + 1, f"names step {message[1]}, not {step + 1}")
     expect(int(message[2]) <= position <= int(message[3]), f"names {message[0]}, not {position}")
     expect(f"sample {sample.key}" in text, f"does not name sample {sample.key}")
-    expect(all(int(path.name[5:]) <= step for path in round_.committed()), "has saved what is not finite")
+    expect(all(int(path.name[5:13]) <= step for path in round_.committed()), "has saved what is not finite")
     Path(str(tar)).write_bytes(original)
     with round_.start() as run:
         expect(not any(run.finish()), "does not go on with sound data")
