@@ -103,20 +103,21 @@ class Validation:
         # single images that are noisy already are compared as captures are
         self.source = "captures" if isinstance(noise, NoNoise) else source
         if self.source == "captures":
-            self._require_reference()
+            self._require_reference(source)
         elif settings.level is not None:
             noise.check_level("validate.level", settings.level)
         self.settings = settings
         self.device = device
         self.lpips = LPIPS().to(device) if self.sets and channels in (1, 3) else None
 
-    def _require_reference(self) -> None:
+    def _require_reference(self, source: str) -> None:
+        clean = "" if source == "captures" else "put noise on them if they are clean (noise.sigma=25), "
         for name, index in self.sets.items():
             for path, shard in zip(index.paths, index.shards, strict=True):
                 if shard.captures < 2 and not shard.clean:
                     raise Refusal(
                         f"data.validation {name}: {path} has single images, nothing to compare them with; give shards "
-                        "with KEY.clean or several captures, or set data.validation=null"
+                        f"with KEY.clean or several captures, {clean}or set data.validation=null"
                     )
 
     @torch.inference_mode()

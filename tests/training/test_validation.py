@@ -100,7 +100,7 @@ def test_captures_without_a_reference_give_an_unbiased_estimate(
 def test_single_noisy_images_are_compared_with_their_reference_if_they_have_one(
     backend: Backend, untrained: ResUNet, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(Refusal, match=r"data.validation single: .* has single images, .*or set data.validation=null"):
+    with pytest.raises(Refusal, match=r"data.validation single: .* has single images, .*\(noise.sigma=25\), or set"):
         Validation({"single": make_shards(2)}, NoNoise(), "neighbours", ValidateSettings(), 3, CPU, DataSettings())
     for name, value in (("noisy", 0.5), ("clean", 0.6)):
         write_image(tmp_path / f"scenes/0/{name}.tif", torch.full((32, 32, 3), value).numpy())
