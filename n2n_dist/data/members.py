@@ -105,8 +105,8 @@ def reindex(folder: Path | str) -> str:
     return "index the shards anew where they were built (python shards/build.py index FOLDER) and copy them there again"
 
 
-Identity = tuple[int, int, int]
-"""Device, number and time of change of a file."""
+Identity = tuple[int, int]
+"""Device and inode of a file; what is changed in place stays the same file, and harms the changed samples alone."""
 
 
 class _OpenFile:
@@ -145,7 +145,7 @@ class _OpenFile:
 
 
 def _identity(about: os.stat_result) -> Identity:
-    return about.st_dev, about.st_ino, about.st_mtime_ns
+    return about.st_dev, about.st_ino
 
 
 def _read_at(file: File, size: int, offset: int) -> bytes:
