@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--holdout", type=int, default=0, help="recordings for DESTINATION/validation (%(default)s)")
     parser.add_argument("--max-bad", type=float, default=defaults.max_bad, help="tolerated share of bad scenes")
     parser.add_argument("--part", metavar="I/N", help="build the I-th of N disjoint parts")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="images at a time (%(default)s)")
     arguments = vars(parser.parse_args())
     source, destination, part, jobs = (arguments.pop(name) for name in ("source", "destination", "part", "jobs"))
     captures, frames, clean = (arguments.pop(name) for name in ("captures", "frames", "clean"))

@@ -86,6 +86,11 @@ def test_choosing_a_noise_chooses_its_settings() -> None:
     assert load(None, masked).noise == Bernoulli(keep=[0.2, 0.8])
 
 
+def test_a_configuration_of_a_noise_keeps_it_with_any_source_of_pairs() -> None:
+    noise = load(Path("configs/gaussian25.yaml"), ["pairs.source=neighbours"]).noise
+    assert (noise.name, noise.ends) == ("gaussian", 25.0)
+
+
 def test_images_of_real_pairs_are_taken_as_they_are_unless_a_noise_is_named() -> None:
     for source in ("captures", "neighbours"):
         assert load(None, [f"pairs.source={source}"]).noise == NoNoise()

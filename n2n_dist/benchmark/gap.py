@@ -192,6 +192,7 @@ def _measure(weights: Path, config: Config) -> Measured:
     set_threads(config.train.threads)
     model = load_model(weights, device)
     scores, sums = [], torch.zeros(3, BINS, dtype=torch.float64)
+    level = config.noise.level(0.5) if config.validate.level is None else config.validate.level
     for folder in config.validation_sets().values():
         index = Index([folder], config.data.open_cache())
         for number in range(min(len(index), config.validate.images)):
@@ -200,7 +201,7 @@ def _measure(weights: Path, config: Config) -> Measured:
             pixels = read_pixels(tar, sample, sample.clean or sample.captures[0], window)
             clean = torch.from_numpy(pixels).permute(2, 0, 1)
             generator = keys.generator(0, number, "validation", clean.device)
-            denoised = denoise_tiled(model, config.noise(clean, config.noise.level(0.5), generator), device)
+            denoised = denoise_tiled(model, config.noise(clean, level, generator), device)
             scores.append(psnr(denoised.clamp(0, 1)[None], clean[None]).item())
             sums += brightness_bias(denoised, clean)
     count, output, clean_sum = sums

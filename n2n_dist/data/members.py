@@ -105,6 +105,10 @@ def reindex(folder: Path | str) -> str:
     return "index the shards anew where they were built (python shards/build.py index FOLDER) and copy them there again"
 
 
+Identity = tuple[int, int]
+"""Device and inode of a file; what is changed in place stays the same file, and harms the changed samples alone."""
+
+
 class _OpenFile:
     """A file that stays open, read at any place, by any process that inherits it."""
 
@@ -117,17 +121,22 @@ class _OpenFile:
             os.close(self._descriptor)
 
     def read(self, size: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    @property
+    def identity(self) -> Identity:
+        """Which file is read; asks for it by name where that was long ago."""
         if time.monotonic() > self._trusted:
             self.check()
-        return os.pread(self._descriptor, size, offset)
+        return self._identity
 
     def check(self) -> None:
         """Open the file anew if another one has its name: shards may be built again."""
-        self._trusted = time.monotonic() + TRUSTED
         if _identity(os.stat(self._path)) != self._identity:
-            os.close(self._descriptor)
-            del self._descriptor
+            before = self._descriptor
             self._open()
+            os.close(before)
+        self._trusted = time.monotonic() + TRUSTED
 
     def _open(self) -> None:
         self._descriptor = os.open(self._path, os.O_RDONLY)
@@ -135,8 +144,8 @@ class _OpenFile:
         self._trusted = time.monotonic() + TRUSTED
 
 
-def _identity(about: os.stat_result) -> tuple[int, int, int]:
-    return about.st_dev, about.st_ino, about.st_mtime_ns
+def _identity(about: os.stat_result) -> Identity:
+    return about.st_dev, about.st_ino
 
 
 def _read_at(file: File, size: int, offset: int) -> bytes:
@@ -153,30 +162,46 @@ class Records:
     def __init__(self, tar: File, members: File, sha256: str) -> None:
         self._tar = tar
         self._members = members
-        for path in (tar, members):
-            if isinstance(path, Path):
-                with contextlib.suppress(OSError):  # which is said below
-                    _open(path).check()
+        self._sha256 = sha256
+        self._local = [path for path in (tar, members) if isinstance(path, Path)]
+        for path in self._local:
+            with contextlib.suppress(OSError):  # which is said below
+                _open(path).check()
+        self._scan()
+
+    def sample(self, place: int) -> Sample:
+        """Return the description of the sample at `place` in the tar.
+
+        Raises:
+            Refusal: it is not one, or another tar has taken the place of the one that was indexed.
+            Unavailable: the list cannot be fetched.
+
+        """
         try:
-            with members.open("rb") as file:
+            replaced = self._identities() != self._known
+        except OSError as error:
+            raise self._refusal(error) from None
+        if replaced:
+            self._scan()
+        return self._read(place)
+
+    def _scan(self) -> None:
+        """Look at the list, and whether the tar is the one that it describes."""
+        try:
+            known = self._identities()
+            with self._members.open("rb") as file:
                 text = file.read()
-            if hashlib.sha256(text).hexdigest() != sha256:
+            if hashlib.sha256(text).hexdigest() != self._sha256:
                 raise ValueError("is not the one that the index names")
             self._ends = _scan_records(text)
         except Unavailable:
             raise
         except (OSError, ValueError) as error:
             raise self._refusal(error) from None
-        _check_members(tar, [self.sample(0), self.sample(len(self._ends) - 2)])
+        _check_members(self._tar, [self._read(0), self._read(len(self._ends) - 2)])
+        self._known = known
 
-    def sample(self, place: int) -> Sample:
-        """Return the description of the sample at `place` in the tar.
-
-        Raises:
-            Refusal: it is not one.
-            Unavailable: the list cannot be fetched.
-
-        """
+    def _read(self, place: int) -> Sample:
         start, end = self._ends[place : place + 2].tolist()
         try:
             record = json.loads(_read_at(self._members, end - start - 1, start + 1))
@@ -188,6 +213,9 @@ class Records:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._refusal(error) from None
+
+    def _identities(self) -> list[Identity]:
+        return [_open(path).identity for path in self._local]
 
     def _refusal(self, error: Exception) -> Refusal:
         return Refusal(f"{self._members}: cannot be read ({error}); {_repair(self._tar)}")

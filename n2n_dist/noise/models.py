@@ -295,5 +295,7 @@ def _happens(clean: torch.Tensor, probability: float, generator: torch.Generator
 
 def _photons(clean: torch.Tensor, at_white: float, generator: torch.Generator) -> torch.Tensor:
     light = clean.detach()
-    counts = torch.poisson(light.clamp(min=0) * at_white, generator=generator)
-    return counts / at_white + (clean - light)  # the last term is 0, with the derivative of the mean
+    # the sampler ends the run where a prediction is not finite, which is to be told with its step and samples
+    rate = (light.clamp(min=0) * at_white).nan_to_num(0.0, 0.0)
+    # the last term is 0, with the derivative of the mean; not a number where the image is not finite
+    return torch.poisson(rate, generator=generator) / at_white + (clean - light)

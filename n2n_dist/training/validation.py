@@ -26,6 +26,8 @@ from n2n_dist.training.backend import Backend
 
 SMALLEST = 32
 """Least height and width of an image that LPIPS can measure, in pixels."""
+EXACT = 100.0
+"""What an image without any error counts as in a mean PSNR, in dB: a black tile has no shot noise."""
 Strips = dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
 
 
@@ -92,7 +94,7 @@ class Validation:
     ) -> None:
         self.sets = {name: Index([folder], data.open_cache()) for name, folder in sets.items()}
         for name, index in self.sets.items():
-            index.require(f"data.validation {name}", channels, captures=2 if source == "captures" else 1)
+            index.require(f"data.validation {name}", channels, captures=1)
             for path, shard in zip(index.paths, index.shards, strict=True):
                 if min(shard.smallest) < SMALLEST:
                     raise Refusal(f"data.validation {name}: {path} has tiles below {SMALLEST} pixels; leave them out")
@@ -101,20 +103,21 @@ class Validation:
         # single images that are noisy already are compared as captures are
         self.source = "captures" if isinstance(noise, NoNoise) else source
         if self.source == "captures":
-            self._require_reference()
+            self._require_reference(source)
         elif settings.level is not None:
             noise.check_level("validate.level", settings.level)
         self.settings = settings
         self.device = device
         self.lpips = LPIPS().to(device) if self.sets and channels in (1, 3) else None
 
-    def _require_reference(self) -> None:
+    def _require_reference(self, source: str) -> None:
+        clean = "" if source == "captures" else "put noise on them if they are clean (noise.sigma=25), "
         for name, index in self.sets.items():
             for path, shard in zip(index.paths, index.shards, strict=True):
                 if shard.captures < 2 and not shard.clean:
                     raise Refusal(
                         f"data.validation {name}: {path} has single images, nothing to compare them with; give shards "
-                        "with KEY.clean or several captures, or set data.validation=null"
+                        f"with KEY.clean or several captures, {clean}or set data.validation=null"
                     )
 
     @torch.inference_mode()
@@ -205,7 +208,8 @@ class Validation:
     def _with_reference(self, noisy: torch.Tensor, denoised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         clipped = denoised.clamp(0, 1)
         # the noisy input is not clipped: its PSNR is that of the data
-        found = [torch.ones(1), psnr(noisy, clean), psnr(clipped, clean), ssim(clipped, clean)]
+        found = [torch.ones(1), *(psnr(image, clean).clamp(max=EXACT) for image in (noisy, clipped))]
+        found.append(ssim(clipped, clean))
         found.append(self.lpips(clipped, clean) if self.lpips is not None else torch.zeros(1))
         return torch.cat([value.double().cpu() for value in found])
 

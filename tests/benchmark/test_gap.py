@@ -15,10 +15,11 @@ def measured(psnr: float, bias: float = 0.0) -> Measured:
     return Measured(psnr, [bias] * BINS, [1 / BINS] * BINS)
 
 
-def test_every_combination_is_a_valid_configuration_with_either_target() -> None:
+@pytest.mark.parametrize("config", ["demo", "gaussian25"])
+def test_every_combination_is_a_valid_configuration_with_either_target(config: str) -> None:
     for combination in COMBINATIONS.values():
         for supervised in ("true", "false"):
-            load(Path("configs/demo.yaml"), [*combination, f"pairs.supervised={supervised}"])
+            load(Path(f"configs/{config}.yaml"), [*combination, f"pairs.supervised={supervised}"])
 
 
 def test_the_gap_is_that_of_runs_of_one_seed() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from images import random_pixels
 
+from n2n_dist.data import members
 from n2n_dist.data.build import build
 from n2n_dist.data.dataset import (
     SOURCES,
@@ -253,8 +254,9 @@ def test_samples_of_a_tar_that_is_another_are_replaced(make_shards: Callable[...
 
 @pytest.mark.parametrize("encoding", ["npy", "png"])
 def test_a_tar_cut_off_under_a_running_loader_loses_its_samples_and_no_others(
-    make_shards: Callable[..., Path], encoding: str
+    make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
+    monkeypatch.setattr(members, "TRUSTED", 0.0)
     index = Index([make_shards(16, encoding=encoding, shard_samples=8)])
     dataset = CropDataset(index, 0, 16, "image")
     before = {position: read(dataset, position, position)[1] for position in range(16)}

@@ -115,15 +115,51 @@ def test_a_tar_that_is_replaced_is_noticed_while_it_is_read(
         write_tar(tmp_path / name / "a.tar", [("a.npy", encode(np.full((8, 8, 1), value, np.uint8), ".npy"))])
         tars.append(tmp_path / name / "a.tar")
     write_index(tmp_path / "s")
-    tar, sample = Index([tmp_path / "s"]).sample(0)
+    index = Index([tmp_path / "s"])
     read = []
     for _ in range(2):
+        tar, sample = index.sample(0)
         read.append(members.read_window(tar, sample, sample.captures[0], (0, 0, 8, 8)).max())
         if in_place:
             tars[0].write_bytes(tars[1].read_bytes())
         elif tars[1].exists():
             tars[1].replace(tars[0])
     assert read == [7, 200]
+
+
+def test_a_tar_of_another_layout_in_its_place_is_refused_while_it_is_read(
+    make_shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "TRUSTED", 0.0)
+    index = Index([make_shards(2)])
+    tar, sample = index.sample(1)
+    before = members.read_window(tar, sample, sample.captures[0], (0, 0, 8, 8))
+    write_tar(tmp_path / "other.tar", [("a.json", b"{}"), ("a.npy", encode(np.zeros((900, 90, 3), np.uint8), ".npy"))])
+    (tmp_path / "other.tar").replace(tar)
+    # what was described before the change is read from the tar of then
+    np.testing.assert_array_equal(members.read_window(tar, sample, sample.captures[0], (0, 0, 8, 8)), before)
+    for _ in range(2):
+        with pytest.raises(Refusal, match=f"{tar}: is not the tar that was indexed"):
+            index.sample(1)
+
+
+def test_a_tar_that_cannot_be_opened_for_a_moment_is_refused_and_then_read(
+    make_shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "TRUSTED", 0.0)
+    index = Index([make_shards(2)])
+    read_whole(index, 0)
+    shutil.copy(index.paths[0], tmp_path / "copy.tar")
+    (tmp_path / "copy.tar").replace(index.paths[0])
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> int:
+            raise OSError("too many open files")
+
+        patch.setattr(os, "open", fail)
+        with pytest.raises(Refusal, match="too many open files"):
+            index.sample(0)
+    read_whole(index, 0)
 
 
 def test_reading_does_not_ask_for_the_file_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,13 @@ def test_poisson_takes_what_lies_below_black_as_no_light() -> None:
     check_moments(dark, 0.0, (3 / 30) ** 2)
 
 
+@pytest.mark.parametrize("noise", [Poisson(), PoissonGaussian()])
+def test_photons_of_a_prediction_that_is_not_finite_are_not_a_number(noise: Noise) -> None:
+    image = torch.tensor([math.nan, math.inf, 0.5]).view(1, 1, 3)
+    noisy = noise(image, 30.0, torch.Generator().manual_seed(0))
+    assert noisy.isfinite().tolist() == [[[False, False, True]]]
+
+
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0, 1.5])
 @pytest.mark.parametrize(
     ("noise", "level", "mean", "variance"),

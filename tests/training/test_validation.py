@@ -93,23 +93,37 @@ def test_captures_without_a_reference_give_an_unbiased_estimate(
     assert list(scores) == ["own/noisy_psnr", "own/psnr", "own/ssim", "own/lpips"]
     assert scores["own/noisy_psnr"] == pytest.approx(28.13, abs=0.2)
 
-    with pytest.raises(Refusal, match=r"data.validation single: .* one capture, pairs.source captures needs two"):
+    with pytest.raises(Refusal, match=r"data.validation single: .* has single images, nothing to compare them with"):
         Validation({"single": make_shards(2)}, Gaussian(), "captures", ValidateSettings(), 3, CPU, DataSettings())
 
 
 def test_single_noisy_images_are_compared_with_their_reference_if_they_have_one(
     backend: Backend, untrained: ResUNet, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(Refusal, match=r"data.validation single: .* has single images, .*or set data.validation=null"):
+    with pytest.raises(Refusal, match=r"data.validation single: .* has single images, .*\(noise.sigma=25\), or set"):
         Validation({"single": make_shards(2)}, NoNoise(), "neighbours", ValidateSettings(), 3, CPU, DataSettings())
     for name, value in (("noisy", 0.5), ("clean", 0.6)):
         write_image(tmp_path / f"scenes/0/{name}.tif", torch.full((32, 32, 3), value).numpy())
     build(tmp_path / "scenes", tmp_path / "own", Options(Grouping("folder", clean="clean"), white=1.0))
     sets = {"own": tmp_path / "own"}
+    supervised = Validation(sets, NoNoise(), "captures", ValidateSettings(), 3, CPU, DataSettings())
+    assert supervised.run(untrained, backend)[0]["own/psnr"] == pytest.approx(20, abs=0.01)
     real = Validation(sets, NoNoise(), "neighbours", ValidateSettings(), 3, CPU, DataSettings())
     assert real.run(untrained, backend)[0]["own/psnr"] == pytest.approx(20, abs=0.01)
     added = Validation(sets, Gaussian(), "neighbours", ValidateSettings(), 3, CPU, DataSettings())
     assert added.run(untrained, backend)[0]["own/noisy_psnr"] == pytest.approx(20.17, abs=0.2)
+
+
+def test_a_black_tile_does_not_make_the_mean_infinite(backend: Backend, untrained: ResUNet, tmp_path: Path) -> None:
+    for name, value in (("black", 0.0), ("grey", 0.3)):
+        write_image(tmp_path / f"images/{name}.tif", torch.full((32, 32, 3), value).numpy())
+    build(tmp_path / "images", tmp_path / "own", Options(white=1.0))
+    validation = Validation(
+        {"own": tmp_path / "own"}, Poisson(lam=30.0), "synthetic", ValidateSettings(), 3, CPU, DataSettings()
+    )
+    scores, _ = validation.run(untrained, backend)
+    assert scores["own/noisy_psnr"] == pytest.approx((100 + 20) / 2, abs=0.3)  # 10 log10(30 / 0.3)
+    assert scores["own/psnr"] < 70
 
 
 def test_a_level_that_the_noise_cannot_have_is_refused() -> None:
