@@ -41,6 +41,9 @@ def run_command(command: Callable[[], None]) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {refusal}", file=sys.stderr, flush=True)
         sys.exit(1 if isinstance(refusal, Failure) else 2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # as a shell says it of a program that SIGINT ended
     except LostProcess as lost:
         print(f"error: {lost}", file=sys.stderr, flush=True)
         sys.exit(1)

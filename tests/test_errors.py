@@ -102,3 +102,13 @@ def test_error_file_that_cannot_be_written_hides_no_error(tmp_path: Path) -> Non
     (tmp_path / "error.txt").mkdir()
     write_error_file(tmp_path, Refusal("x"))
     assert (tmp_path / "error.txt").is_dir()
+
+
+def test_an_interrupted_script_says_so_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(interrupted)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

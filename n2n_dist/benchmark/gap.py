@@ -26,6 +26,7 @@ from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import psnr
 from n2n_dist.model.weights import LAST, load_model
 from n2n_dist.noise import keys
+from n2n_dist.training.validation import EXACT
 
 COMBINATIONS = {
     "gaussian 25, L2": ("noise.name=gaussian", "noise.sigma=25", "loss.pixel=l2", "loss.perceptual=0"),
@@ -170,11 +171,14 @@ def brightness_bias(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
 
 
 def _measured(config: Path, settings: Sequence[str], folder: Path) -> Measured:
-    found = folder / "gap.json"
-    if not found.exists():
-        loaded = load(config, settings)
-        if not loaded.validation_sets():
-            raise Refusal("data.validation null: the gap is measured there; name a folder of shards")
+    found, loaded = folder / "gap.json", load(config, settings)
+    if not loaded.validation_sets():
+        raise Refusal("data.validation null: the gap is measured there; name a folder of shards")
+    if loaded.pairs.source != "synthetic":
+        raise Refusal(
+            f"pairs.source {loaded.pairs.source}: the gap needs clean images, which only synthetic pairs have"
+        )
+    if not (found.exists() and (folder / "config.yaml").read_text() == loaded.to_yaml()):
         launch = [sys.executable, "-m", "accelerate.commands.launch"]
         command = [*launch, "launch/train.py", "--config", str(config), *settings]
         variables = {**os.environ, "OMP_NUM_THREADS": str(loaded.train.threads or torch.get_num_threads())}
@@ -202,7 +206,7 @@ def _measure(weights: Path, config: Config) -> Measured:
             clean = torch.from_numpy(pixels).permute(2, 0, 1)
             generator = keys.generator(0, number, "validation", clean.device)
             denoised = denoise_tiled(model, config.noise(clean, level, generator), device)
-            scores.append(psnr(denoised.clamp(0, 1)[None], clean[None]).item())
+            scores.append(min(psnr(denoised.clamp(0, 1)[None], clean[None]).item(), EXACT))
             sums += brightness_bias(denoised, clean)
     count, output, clean_sum = sums
     bias = torch.where(count > 0, (output - clean_sum) / count.clamp(min=1) * 255, 0)

@@ -27,7 +27,7 @@ from n2n_dist.training.backend import Backend
 SMALLEST = 32
 """Least height and width of an image that LPIPS can measure, in pixels."""
 EXACT = 100.0
-"""What an image without any error counts as in a mean PSNR, in dB: a black tile has no shot noise."""
+"""What an image without any error counts as, in dB: a black tile has no shot noise."""
 Strips = dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
 
 
@@ -232,7 +232,7 @@ def _estimates(count: float, mse: float, variance: float, noisy: float, to_captu
     low, high = estimate.interval
     return {
         "noisy_upsnr": decibels(noisy / count),
-        "upsnr": estimate.psnr,
+        "upsnr": min(estimate.psnr, EXACT),
         "upsnr_low": low,
         "upsnr_high": high,
         "psnr_to_capture": decibels(to_capture / count),

@@ -87,3 +87,5 @@ def test_runs_are_trained_once_and_reported(tmp_path: Path, capsys: pytest.Captu
 def test_without_validation_there_is_nothing_to_measure(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"data.validation null: the gap is measured there"):
         gap(Path("configs/demo.yaml"), ["data.validation=null"], 1, tmp_path)
+    with pytest.raises(Refusal, match=r"pairs.source captures: the gap needs clean images"):
+        gap(Path("configs/demo.yaml"), ["pairs.source=captures", "loss.pixel=l2"], 1, tmp_path)
