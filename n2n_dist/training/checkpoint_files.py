@@ -145,11 +145,11 @@ def tidy(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint; at no time is a part of it taken for a whole one."""
+    """Remove a checkpoint; at no time is a part of it taken for a whole one, and `tidy` removes what cannot be yet."""
     old = path.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)  # on NFS another program may read it
 
 
 def set_aside(path: Path) -> Path:

@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,21 @@ def test_what_goes_away_leaves_room_for_another_of_its_kind(tmp_path: Path) -> N
     make(tmp_path, "step-00000008.old")
     files.remove(make(tmp_path, "step-00000008"))
     assert names(tmp_path) == ["step-00000007.damaged"]
+
+
+def test_what_cannot_be_removed_yet_is_no_checkpoint_any_more_and_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(path: str, **_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", path)
+
+    path = make(tmp_path, "step-00000008", manifest=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", busy)  # as NFS says of a file that another program reads
+        files.remove(path)
+    assert names(tmp_path) == ["step-00000008.old"]
+    files.tidy(tmp_path)
+    assert not names(tmp_path)
 
 
 @pytest.mark.parametrize(
