@@ -149,6 +149,17 @@ def test_tensors_that_are_not_there_are_refused(tmp_path: Path) -> None:
             files.load(tmp_path / "there", wrong)
 
 
+def test_a_process_that_is_lost_while_a_checkpoint_is_read_is_no_reason_to_start_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object, **__: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:31234")
+
+    monkeypatch.setattr(files.dcp, "load", lose)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        files.load(tmp_path, {})
+
+
 def test_differences_name_the_keys_and_both_values() -> None:
     assert files.describe_differences({"a": 1, "b": 2}, {"a": 1, "b": 2}) == ""
     text = files.describe_differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4})
