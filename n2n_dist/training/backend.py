@@ -217,11 +217,13 @@ class Backend:
         return values
 
     def new_group(self) -> dist.ProcessGroup | None:
-        """Return a group of all ranks for another thread, on the CPU; None for one process."""
+        """Return a group of all ranks for another thread, on the CPU; None for one process.
+
+        Ranks may wait in it for long, as for a slow disk, while the run makes progress: the watchdog says if it does.
+        """
         if self.world_size == 1:
             return None
-        seconds = min(self.watchdog.timeout, 86400.0) + MARGIN_SECONDS
-        return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)))
+        return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(days=1)))
 
     def each(self, value: float) -> list[float]:
         """Return the number that each rank gives, by rank; every rank must call this."""

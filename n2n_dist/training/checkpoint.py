@@ -164,6 +164,11 @@ class Checkpoints:
         if self.failure:
             raise self.failure
 
+    def close(self) -> None:
+        """Wait until nothing is written any more, whatever came of it: only then may another run have the folder."""
+        if self._thread is not None:
+            self._thread.join()
+
     def newest(self, warn: Callable[[str], None]) -> tuple[Path, Progress] | None:
         """Find the newest checkpoint whose bytes are those that were written; damaged ones are set aside.
 

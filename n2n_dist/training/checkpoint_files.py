@@ -30,6 +30,7 @@ from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.model.weights import save_model
 from n2n_dist.pairs import PairSettings
+from n2n_dist.training.watchdog import lost_process
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -145,11 +146,11 @@ def tidy(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint; at no time is a part of it taken for a whole one."""
+    """Remove a checkpoint; at no time is a part of it taken for a whole one, and `tidy` removes what cannot be yet."""
     old = path.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)  # on NFS another program may read it
 
 
 def set_aside(path: Path) -> Path:
@@ -203,6 +204,8 @@ def load(path: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup 
     try:
         dcp.load(dict(tensors), checkpoint_id=path, process_group=group, no_dist=group is None)
     except (CheckpointException, RuntimeError, ValueError) as error:
+        if lost_process(error):
+            raise
         raise Refusal(f"{path}: does not fit this network ({reason(error)}); start in a new run.dir") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from n2n_dist.errors import Failure, Refusal
@@ -31,7 +32,7 @@ def show(run_dir: Path) -> None:
     for path in sorted(folder.glob("step-*"), reverse=True):
         columns = f"{'':14}{_mebibytes(path):9.1f}  {'':20}{'':8}"
         if path not in files.committed(folder):
-            state = NOT_COMMITTED.get(path.suffix, "unfinished: no manifest")
+            state = NOT_COMMITTED.get(path.suffix, "no checkpoint") if path.exists() else "gone meanwhile"
         else:
             try:
                 manifest = files.read_manifest(path)
@@ -46,8 +47,11 @@ def show(run_dir: Path) -> None:
                 state = "of another version of n2n_dist"
                 start = start or f"is refused, because {path.name} is of another version of n2n_dist"
             except files.DAMAGE as error:
-                state = f"damaged: {error}"
-                damaged.append(path)
+                if path.exists():
+                    state = f"damaged: {error}"
+                    damaged.append(path)
+                else:  # the run has made room for newer ones
+                    state = "gone meanwhile"
         print(f"{path.name:22}{columns}  {state}")
     if damaged:
         start = start or "is refused, because none is good: give a new run.dir"
@@ -89,7 +93,10 @@ def _folder(run_dir: Path) -> Path:
 
 
 def _mebibytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    size = 0
+    with contextlib.suppress(OSError):  # the run may rename or remove it meanwhile; or it is a file
+        size = sum(path.stat().st_size for path in folder.iterdir())
+    return size / 2**20
 
 
 def main() -> None:

@@ -88,17 +88,16 @@ def train(config: Config, dry_run: bool = False) -> None:
         if not (dry_run or owner.foreign):
             write_error_file(run_dir, error)
 
-    try:
-        with contextlib.ExitStack() as at_end:
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(owner.release)
+        try:
             _train(config, run_dir, dry_run, owner, Watchdog(config.train.timeout, leave_error), at_end)
-    except Exception as error:
-        lost = lost_process(error)
-        leave_error(lost or error)
-        if lost:
-            raise lost from None
-        raise
-    finally:
-        owner.release()
+        except Exception as error:
+            lost = lost_process(error)
+            leave_error(lost or error)
+            if lost:
+                raise lost from None
+            raise
 
 
 def _train(
@@ -133,6 +132,7 @@ def _train(
         step=0, samples_seen=0, best=None, steps=config.train.steps, data=index.fingerprint, identity=config.identity()
     )
     checkpoints = Checkpoints(run_dir, config.checkpoint, backend, owner.problem)
+    at_end.callback(checkpoints.close)
     found = None
     if not dry_run:
         backend.on_main(lambda: config.check_run_dir(run_dir))

@@ -55,8 +55,10 @@ class Tracker:
             dynamic_ncols=True,
             mininterval=1 if sys.stdout.isatty() else 30,  # a job's log is a file: fewer lines
         )
-        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1) if main else None
+        self.writer: SummaryWriter | None = None
         self.failed = False
+        self._purge_step: int | None = step + 1
+        """Of the first writer; later ones leave what it wrote."""
         charts = {"run": {title: ["Multiline", tags] for title, tags in CHARTS.items()}}
         self._write(lambda writer: writer.add_custom_scalars(charts))
 
@@ -122,10 +124,10 @@ class Tracker:
         if not self.main:
             return
         try:
-            if self.failed:  # a writer that has failed is of no use any more
+            if self.writer is None:
                 self.run_dir.stat()  # one that is gone is not made again
-                self.writer = SummaryWriter(str(self.run_dir / "tensorboard"))
-            assert self.writer
+                self.writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self._purge_step)
+                self._purge_step = None
             add(self.writer)
             self.writer.flush()
             self.failed = False
@@ -134,6 +136,7 @@ class Tracker:
                 why = error.strerror or error
                 self.say(f"{self.run_dir}: curves and pictures cannot be written ({why}); going on without them")
             self.failed = True
+            self.writer = None  # one that has failed is of no use any more
 
 
 class Window:

@@ -92,11 +92,14 @@ class Watchdog:
     def _call(self, missing: list[int]) -> None:
         """Leave in `missing` the ranks that do not answer."""
         names = [f"n2n_dist/answer/{rank}" for rank in range(len(self._hosts))]
-        store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own
-        store.set(names[self._rank], "here")
-        with contextlib.suppress(dist.DistError):  # not all have answered
-            store.wait(names, timedelta(seconds=ANSWER_SECONDS))
-        missing[:] = [rank for rank, name in enumerate(names) if not store.check([name])]
+        with contextlib.suppress(dist.DistError):  # the process that holds the store has ended
+            store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own
+            store.set(names[self._rank], "here")
+            try:
+                store.wait(names, timedelta(seconds=ANSWER_SECONDS))
+                missing.clear()
+            except dist.DistStoreError:  # not all have answered
+                missing[:] = [rank for rank, name in enumerate(names) if not store.check([name])]
 
     def _describe(self, missing: Sequence[int]) -> LostProcess:
         text = f"train.timeout {self.timeout:g}: no progress for so many seconds"

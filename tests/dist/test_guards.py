@@ -37,6 +37,18 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on_later(tmp_path: Path) ->
     assert not (tmp_path / "error.txt").exists()
 
 
+def test_a_thread_that_hangs_in_a_save_ends_the_run_at_the_next_one(tmp_path: Path) -> None:
+    settings = (f"run.dir={tmp_path}", "train.steps=6", "checkpoint.every=3", "train.timeout=3")
+    hold = processes.Hold("n2n_dist.training.checkpoint_files.sha256", 1, tmp_path / "held", rank=1)
+    with processes.training(*settings, world=2, hold=hold) as running:
+        assert running.finish(60).codes == [1, 1]
+        said = "".join(running.texts(".err"))
+    assert "although all processes are alive: one of them waits for its storage" in said
+    assert "Traceback" not in said
+    assert list(processes.curves(tmp_path)["train/total"]) == [1, 2, 3, 4, 5, 6], "the training went on meanwhile"
+    assert not list(tmp_path.glob("checkpoints/step-????????"))
+
+
 def test_a_slow_rank_is_named_with_its_host(tmp_path: Path) -> None:
     steps = int(STRAGGLER_SECONDS) + 6
     settings = (f"run.dir={tmp_path}", f"train.steps={steps}", "train.log_every=2")

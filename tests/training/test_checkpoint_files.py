@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,21 @@ def test_what_goes_away_leaves_room_for_another_of_its_kind(tmp_path: Path) -> N
     assert names(tmp_path) == ["step-00000007.damaged"]
 
 
+def test_what_cannot_be_removed_yet_is_no_checkpoint_any_more_and_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(path: str, **_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", path)
+
+    path = make(tmp_path, "step-00000008", manifest=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", busy)  # as NFS says of a file that another program reads
+        files.remove(path)
+    assert names(tmp_path) == ["step-00000008.old"]
+    files.tidy(tmp_path)
+    assert not names(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -130,6 +147,17 @@ def test_tensors_that_are_not_there_are_refused(tmp_path: Path) -> None:
     for wrong in ({"ema.b": torch.zeros(3)}, {"ema.a": torch.zeros(4)}):
         with pytest.raises(Refusal, match=r"there: does not fit this network \(.+\); start in a new run.dir$"):
             files.load(tmp_path / "there", wrong)
+
+
+def test_a_process_that_is_lost_while_a_checkpoint_is_read_is_no_reason_to_start_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object, **__: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:31234")
+
+    monkeypatch.setattr(files.dcp, "load", lose)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        files.load(tmp_path, {})
 
 
 def test_differences_name_the_keys_and_both_values() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from n2n_dist.data.image import read_image, write_image
 from n2n_dist.errors import Refusal
+from n2n_dist.training import checkpoint_files
 from n2n_dist.training.inspect_checkpoints import export, show
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -90,6 +91,25 @@ def test_what_is_not_good_is_explained_and_left_alone(run_dir: Path, capsys: pyt
     (folder / "step-00000003" / "manifest.json").write_text("{}")
     with pytest.raises(Refusal, match=r"the next start is refused, because none is good: give a new run.dir$"):
         show(run_dir)
+
+
+def test_what_is_no_checkpoint_or_goes_away_meanwhile_stops_nothing(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_dir / "checkpoints"
+    (folder / "step-notes").write_text("mine")
+    verify = checkpoint_files.verify
+
+    def verify_while_the_run_removes_the_oldest(path: Path, files: dict[str, str]) -> None:
+        shutil.rmtree(folder / "step-00000002", ignore_errors=True)
+        verify(path, files)
+
+    monkeypatch.setattr(checkpoint_files, "verify", verify_while_the_run_removes_the_oldest)
+    show(run_dir)
+    said = lines(capsys.readouterr().out)
+    assert said["step-notes"].endswith("no checkpoint")
+    assert said["step-00000004"].endswith(" good: the run continues here")
+    assert said["step-00000002"].endswith("gone meanwhile")
 
 
 def test_an_exported_checkpoint_denoises(run_dir: Path, tmp_path: Path) -> None:

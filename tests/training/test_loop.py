@@ -1,5 +1,7 @@
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from n2n_dist.data.indexing import write_index
 from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.errors import Refusal
 from n2n_dist.model.weights import load_model
-from n2n_dist.training import loop
+from n2n_dist.training import checkpoint_files, loop
+from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.loop import train
+from n2n_dist.training.owner import OWNER
 
 STEPS = 4
 
@@ -82,6 +86,35 @@ def test_a_refused_run_stops_what_it_reads_ahead(tmp_path: Path, monkeypatch: py
     with pytest.raises(Refusal, match="no more"):
         train(load(Path("configs/demo.yaml"), [*processes.TINY[1:], *settings]))
     assert made[0].stopped.is_set()
+
+
+def test_a_refused_run_holds_its_folder_until_its_last_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+    refused, commit = threading.Event(), checkpoint_files.commit
+
+    def slow_commit(*arguments: Any) -> None:
+        refused.wait(20)
+        time.sleep(0.5)
+        held.append((tmp_path / OWNER).exists())
+        commit(*arguments)
+
+    def refuse_the_second_step(logged: object, progress: Progress, *_: object) -> None:
+        if progress.step == 2:
+            refused.set()
+            raise Refusal("no more")
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(checkpoint_files, "commit", slow_commit)
+    monkeypatch.setattr(loop, "check_finite", refuse_the_second_step)
+    monkeypatch.chdir(processes.ROOT)
+    settings = [f"run.dir={tmp_path}", "train.steps=3", "checkpoint.every=1", "train.threads=2"]
+    with pytest.raises(Refusal, match="no more"):
+        train(load(Path("configs/demo.yaml"), [*processes.TINY[1:], *settings]))
+    assert held == [True]
+    assert not (tmp_path / OWNER).exists()
+    assert [path.name for path in checkpoint_files.committed(tmp_path / "checkpoints")] == ["step-00000001"]
 
 
 def test_a_run_continued_in_one_process_ends_with_the_same_bits(interrupted_run: Path, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_a_run_goes_on_without_curves_and_pictures_that_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
+    run_dir.mkdir()
     tracker = Tracker(run_dir, 0, 10, main=True)
     tracker.scalars(1, {"curve": 1.0})
     (run_dir / "samples").write_text("in the way")
@@ -114,6 +115,17 @@ def test_a_run_goes_on_without_curves_and_pictures_that_cannot_be_written(
     time.sleep(0.1)  # its thread has died
     assert not run_dir.exists()
     assert processes.curves(tmp_path / "elsewhere")["curve"] == {1: 1.0, 4: 4.0}
+
+
+def test_a_run_begins_without_curves_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    tracker = Tracker(tmp_path, 3, 10, main=True)
+    tracker.scalars(4, {"curve": 4.0})
+    assert capsys.readouterr().out.count("curves and pictures cannot be written (") == 1
+    (tmp_path / "tensorboard").unlink()
+    tracker.scalars(5, {"curve": 5.0})
+    tracker.close()
+    assert processes.curves(tmp_path)["curve"] == {5: 5.0}
 
 
 def test_the_window_gathers_its_steps() -> None:
