@@ -321,7 +321,7 @@ class Checkpoints:
         result, failure = None, None
         try:
             result = action()
-        except (OSError, Refusal) as error:
+        except Exception as error:  # known to all, or they would wait for this one
             failure = error
         return self.backend.agree(failure, result, self.group)
 
