@@ -82,12 +82,12 @@ def test_a_second_run_is_refused_and_a_run_whose_folder_is_removed_ends(tmp_path
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_from_its_last_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["--max_restarts=1", "launch/train.py", *processes.TINY]
+def test_the_launcher_restarts_a_run_from_its_last_checkpoint(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file=launch/backends/cpu.yaml"]
+    command += [f"--main_process_port={processes.free_port()}", "--max_restarts=1", "launch/train.py", *processes.TINY]
     command += [f"run.dir={tmp_path / 'run'}", "train.steps=200", "checkpoint.every=20", "train.log_every=20"]
     log = tmp_path / "log"
-    environment = os.environ | processes.WITHOUT_GPU | {"ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | processes.WITHOUT_GPU
     with log.open("w") as file:
         launcher = subprocess.Popen(
             command, cwd=processes.ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
