@@ -103,6 +103,9 @@ def send_signal(round_: Round) -> None:
         if second:
             run.join(ECHO_SECONDS + 0.3)
             run.kill(number, ranks)
+        if phase == "start" and run.join(30) is None and "world    " not in run.text():
+            # it died of the signal before it listened, and the others wait for it: their launcher ends those
+            run.die(list(range(round_.world)))
         codes = run.finish(60)
         heard = "a second signal stops without saving" in run.text()
     marker, ended = (round_.run_dir / MARKER).exists(), (round_.run_dir / "last.safetensors").exists()
