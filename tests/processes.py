@@ -189,12 +189,16 @@ def training(*settings: object, **options: Any) -> contextlib.AbstractContextMan
     return started("launch/train.py", *TINY, *settings, **options)
 
 
-def accelerate_launch(backend: str, *arguments: object, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+def accelerate_launch(
+    backend: str, *arguments: object, timeout: float = 150, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run `accelerate launch` with a file of `launch/backends`, in a process group that ends with it."""
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file=launch/backends/{backend}.yaml"]
     command += [f"--main_process_port={free_port()}", *map(str, arguments)]
     pipe = subprocess.PIPE
-    options: dict[str, Any] = {"cwd": ROOT, "env": os.environ | WITHOUT_GPU, "start_new_session": True}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    environment = inherited | WITHOUT_GPU | (variables or {})
+    options: dict[str, Any] = {"cwd": ROOT, "env": environment, "start_new_session": True}
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options) as process:
         try:
             out, err = process.communicate(timeout=timeout)

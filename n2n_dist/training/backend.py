@@ -126,6 +126,11 @@ class Backend:
             )
         # cpu=True would turn a DeepSpeed launch into plain DDP; without it DDP on a CPU gives worlds of one
         self.accelerator = accelerate.Accelerator(cpu=not gpu and not self.zero, kwargs_handlers=handlers, **arguments)
+        if self.zero and self.accelerator.distributed_type != accelerate.DistributedType.DEEPSPEED:
+            raise Refusal(
+                f"ACCELERATE_USE_CPU: Accelerate takes DDP for {self.name} where it is true; unset it, or use "
+                "launch/backends/cpu.yaml"
+            )
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             set_threads(threads)

@@ -42,6 +42,15 @@ def test_the_file_for_zero_2_differs_from_that_for_zero_1_in_the_stage_alone() -
 
 
 @pytest.mark.slow
+def test_ddp_is_not_taken_for_zero(tmp_path: Path) -> None:
+    settings = (*processes.TINY, f"run.dir={tmp_path / 'run'}")
+    variables = {"ACCELERATE_USE_CPU": "true"}
+    done = processes.accelerate_launch("zero1", "launch/train.py", *settings, timeout=60, variables=variables)
+    assert done.returncode != 0
+    assert "error: ACCELERATE_USE_CPU: Accelerate takes DDP for ZeRO-1 where it is true; unset it, or use" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_refusal_under_accelerate_launch(tmp_path: Path) -> None:
     settings = (*processes.TINY, "data.batch=3", f"run.dir={tmp_path / 'run'}")
     done = processes.accelerate_launch("cpu", "launch/train.py", *settings, timeout=60)
