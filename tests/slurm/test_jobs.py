@@ -124,7 +124,7 @@ def whole(cluster: Cluster, limited: Job, tmp_path_factory: pytest.TempPathFacto
 def test_the_nodes_of_a_job_are_one_world(cluster: Cluster, whole: Job) -> None:
     assert sorted(whole.nodes()) == cluster.nodes
     first, second = (whole.nodes()[name] for name in cluster.nodes)
-    assert "world    DDP: 2 process(es) on cpu" in first
+    assert "world    DDP: 2 process(es) on 2 machines (" in first
     assert "world " not in second
     assert f"done: {STEPS} steps" in first
     assert whole.output().endswith(" done\n")
@@ -135,7 +135,7 @@ def test_every_gpu_gets_a_process_and_scancel_ends_them_all(cluster: Cluster, wh
     job = training(cluster, tmp_path / "root", "--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2")
     job.until(lambda: len(job.checkpoints()) > 0)
     assert "machines.yaml, 2 process(es) a node" in job.output()
-    assert "world    DDP: 4 process(es) on cpu" in job.nodes()[cluster.nodes[0]]  # the cluster's GPUs are none
+    assert "world    DDP: 4 process(es) on 2 machines (" in job.nodes()[cluster.nodes[0]]  # the cluster's GPUs are none
     assert len(job.processes()) > 4
 
     cluster.run("scancel", job.number)
@@ -155,7 +155,7 @@ def test_deepspeed_on_two_nodes_is_one_world(cluster: Cluster, whole: Job, tmp_p
     command = (*WITHOUT_GPU, "--nodes=2", TRAIN, *SETTINGS, "train.steps=3", "run.dir=run")
     job = submit(cluster, folder, *command, BACKEND="zero1")
     job.wait("COMPLETED")
-    assert "world    ZeRO-1: 2 process(es) on cpu" in job.nodes()[cluster.nodes[0]]
+    assert "world    ZeRO-1: 2 process(es) on 2 machines (" in job.nodes()[cluster.nodes[0]]
     there, here = (processes.curves(of.folder / "run")["train/total"] for of in (whole, job))
     assert here[1] == pytest.approx(there[1], rel=1e-5)
 
