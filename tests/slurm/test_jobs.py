@@ -253,7 +253,10 @@ def test_what_is_wrong_is_said_in_one_line(cluster: Cluster, tmp_path: Path) -> 
         (without, "error: accelerate: not found on node-"),
         (misspelt, "error: data.bacth: unknown setting (did you mean data.batch?)"),
         (weightless, "error: nowhere: no weights there"),
-        (job, "error: nowhere: no such folder of shards; make one with: python shards/build.py"),
+        (
+            job,
+            f"error: on {cluster.nodes[0]}: nowhere: no such folder of shards; make one with: python shards/build.py",
+        ),
         (elsewhere, f"error: {tmp_path} is not the root of the repository; submit from there"),
     ):
         state = failing.wait("FAILED")
