@@ -230,12 +230,6 @@ class Backend:
             return None
         return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(days=1)))
 
-    def each(self, value: float) -> list[float]:
-        """Return the number that each rank gives, by rank; every rank must call this."""
-        values = torch.zeros(self.world_size, dtype=torch.float64)
-        values[self.rank] = value
-        return self.sum(values).tolist()
-
     def agree(self, refusal: Exception | None, word: Any = None, group: dist.ProcessGroup | None = None) -> list[Any]:
         """Raise on all ranks what one of them has to refuse, else return each one's word; every rank must call this.
 

@@ -26,6 +26,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from n2n_dist.data.indexing import sync
 from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.model.weights import save_model
@@ -130,7 +131,7 @@ def commit(partial: Path, manifest: Manifest) -> None:
         file.flush()
         os.fsync(file.fileno())
     (partial / MANIFEST).with_suffix(".tmp").rename(partial / MANIFEST)  # from here on it is whole
-    _sync(partial)
+    sync(partial)
     _publish(partial)
 
 
@@ -249,17 +250,9 @@ def _publish(partial: Path) -> None:
         shutil.rmtree(final.with_suffix(".old"), ignore_errors=True)
         final.rename(final.with_suffix(".old"))
     partial.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     shutil.rmtree(final.with_suffix(".old"), ignore_errors=True)
 
 
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from statistics import median_low
 from typing import TYPE_CHECKING
 
 import torch
@@ -255,7 +254,12 @@ def _train(
             means = window.means()
             minutes = (time.monotonic() - saved_at) / 60 if backend.main else 0.0
             measured = torch.tensor([window.waited / window.seconds(), window.bad_samples, minutes]).double()
-            *sums, waiting, bad_samples, minutes = backend.sum(torch.cat([means, measured])).tolist()
+            own_times = torch.zeros(backend.world_size).double()
+            own_times[backend.rank] = own_time.seconds()
+            summed, own_times = backend.sum(torch.cat([means, measured, own_times])).split(
+                [len(means) + len(measured), backend.world_size]
+            )
+            *sums, waiting, bad_samples, minutes = summed.tolist()
             saving = saving or stopping or minutes > config.checkpoint.minutes
             progress.bad_samples += int(bad_samples)
             logged = {f"train/{name}": value / backend.world_size for name, value in zip(parts, sums, strict=True)}
@@ -265,10 +269,9 @@ def _train(
             logged["speed/minutes_per_epoch"] = window.seconds() / window.steps * order.batches_per_epoch / 60
             logged["speed/waiting_for_data"] = waiting / backend.world_size
             logged["memory/peak_gib"] = memory_bytes(backend.device) / 2**30
-            own_times = backend.each(own_time.seconds())
             if backend.world_size > 1:
-                logged["speed/slowest_rank"] = max(own_times) / median_low(own_times)
-                for warning in stragglers.add(own_times):
+                logged["speed/slowest_rank"] = (own_times.max() / own_times.median()).item()
+                for warning in stragglers.add(own_times.tolist()):
                     tracker.say(warning)
             tracker.point(progress.step, logged)
             check_finite(logged, progress, window, backend, dataset, places)
