@@ -140,7 +140,7 @@ def _open_tiff(file: BinaryIO) -> Frames:
             arrays.extend(array.reshape(-1, *array.shape[-len(last) :]))
         frames, range_ = _supported(arrays)
         bits = {series.keyframe.bitspersample for series in tiff.series}
-        if frames[0].dtype != np.float32 and len(bits) == 1:  # packed, such as 12 bit of 16
+        if arrays[0].dtype in (np.uint8, np.uint16) and len(bits) == 1:  # packed, such as 12 bit of 16
             range_ = 0.0, float((1 << int(bits.pop())) - 1)
         return frames, range_
 
@@ -247,8 +247,8 @@ def _rescale(data: Any, frame: int) -> tuple[float, float]:
     for groups, number in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
         if len(data.get(groups) or []) > number:
             places += data[groups].value[number].get("PixelValueTransformationSequence") or []
-    place = next((place for place in reversed(places) if "RescaleSlope" in place), None)
-    return (float(place.RescaleSlope), float(place.RescaleIntercept)) if place is not None else (1.0, 0.0)
+    place = next((place for place in reversed(places) if "RescaleSlope" in place or "RescaleIntercept" in place), data)
+    return float(place.get("RescaleSlope", 1)), float(place.get("RescaleIntercept", 0))
 
 
 def _same(size: Size, count: int) -> list[Size]:

@@ -146,6 +146,11 @@ def test_packed_bits_are_the_range() -> None:
     assert range_ == (0, 4095)
 
 
+def test_single_bits_of_a_tiff_become_black_and_white() -> None:
+    (frame,), range_ = opened(tiff(np.array([[True, False]] * 8), photometric="minisblack"), ".tif")
+    assert (frame[0].ravel().tolist(), range_) == ([255, 0], (0, 255))
+
+
 def test_frames_of_an_archive_keep_its_order() -> None:
     arrays, buffer = [np.full((4, 6), n, np.uint8) for n in range(12)], io.BytesIO()
     np.savez(buffer, *arrays)
@@ -225,6 +230,16 @@ def test_dicom_with_a_rescale_is_in_its_units() -> None:
     frames, range_ = opened(dicom(stored, 12, RescaleSlope="2", RescaleIntercept="-1024"), ".dcm")
     np.testing.assert_array_equal(np.stack(frames)[..., 0], stored * 2.0 - 1024)
     assert range_ == (-2048 * 2 - 1024, 2047 * 2 - 1024)
+
+
+@pytest.mark.parametrize(
+    ("tags", "slope", "intercept"), [({"RescaleSlope": "2"}, 2, 0), ({"RescaleIntercept": "-5"}, 1, -5)]
+)
+def test_half_a_rescale_is_followed(tags: dict[str, str], slope: int, intercept: int) -> None:
+    stored = random_pixels((9, 8))
+    (frame,), range_ = opened(dicom(stored, 8, **tags), ".dcm")
+    np.testing.assert_array_equal(frame[..., 0], stored * float(slope) + intercept)
+    assert range_ == (intercept, 255 * slope + intercept)
 
 
 def test_every_frame_of_a_dicom_may_have_its_own_rescale() -> None:
