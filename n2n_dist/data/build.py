@@ -21,7 +21,7 @@ from pathlib import Path
 from n2n_dist.data.cut import Sample, SourceFile, cut
 from n2n_dist.data.indexing import index_tar, sync, write_json, write_list
 from n2n_dist.data.order import permutation
-from n2n_dist.data.plan import BUILDING, PLAN, Group, Options, Report, make_plan, read_plan
+from n2n_dist.data.plan import BUILDING, PLAN, Group, Options, Report, make_plan, read_plan, working_folder
 from n2n_dist.data.shard import INDEX, Shard, check_tar
 from n2n_dist.data.tar import TarWriter
 from n2n_dist.errors import Refusal
@@ -59,12 +59,11 @@ def build(
             settings stands in its place.
 
     """
-    if destination.exists():
-        _clean_up(destination)
+    partial = working_folder(destination)
+    if destination.exists() and partial != destination:
         raise Refusal(f"{destination}: exists already; remove it or choose another folder")
     if jobs < 1:
         raise Refusal(f"--jobs {jobs}: must be 1 or more")
-    partial = destination.with_name(destination.name + ".partial")
     begun = partial.exists()
     plan = make_plan(source, partial, options)
     number, count = part or (1, 1)
@@ -98,7 +97,7 @@ def merge(destination: Path) -> Report:
         Refusal: a part is missing, or too much was unreadable.
 
     """
-    partial = destination.with_name(destination.name + ".partial")
+    partial = working_folder(destination)
     plan = read_plan(partial)
     missing = [group for group in plan.groups if not _done(partial, group).is_file()]
     if missing:
@@ -120,7 +119,8 @@ def merge(destination: Path) -> Report:
         write_list(partial / folder, found)
     partial.rename(destination)
     sync(destination.parent)
-    _clean_up(destination)
+    (destination / BUILDING / PLAN).unlink()
+    shutil.rmtree(destination / BUILDING)
     return plan.report
 
 
@@ -253,9 +253,3 @@ def _add(report: Report, done: Path) -> list[Shard]:
     report.tiles += record["tiles"]
     report.bad += record["bad"]
     return [Shard(**shard) for shard in record["shards"]]
-
-
-def _clean_up(destination: Path) -> None:
-    """Remove what a finished build no longer needs; it may have been killed after it got its name."""
-    if (destination / BUILDING / PLAN).is_file() and (destination / INDEX).is_file():
-        shutil.rmtree(destination / BUILDING)

@@ -17,6 +17,7 @@ from n2n_dist.data.image import find_images
 from n2n_dist.data.indexing import write_json
 from n2n_dist.data.order import permutation
 from n2n_dist.data.scenes import Frame, Grouping, Scene, find_scenes
+from n2n_dist.data.shard import INDEX
 from n2n_dist.errors import Refusal
 
 VALIDATION = "validation"
@@ -158,9 +159,16 @@ def read_plan(partial: Path) -> Plan:
     return Plan(groups, plan["allowed"], Report(**plan["report"]))
 
 
+def working_folder(destination: Path) -> Path:
+    """Return where a build stands: under its final name only in the moment before what it needed is removed."""
+    named = (destination / BUILDING / PLAN).is_file() and (destination / INDEX).is_file()
+    return destination if named else destination.with_name(destination.name + ".partial")
+
+
 def unfinished(destination: Path) -> bool:
-    """Whether a build of `destination` was begun and not merged."""
-    return not destination.exists() and destination.with_name(destination.name + ".partial").exists()
+    """Whether a build of `destination` was begun and did not come to its end."""
+    folder = working_folder(destination)
+    return folder == destination or (folder.exists() and not destination.exists())
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:

@@ -262,7 +262,7 @@ calls = last = 0
 def counted(function):
     def call(*arguments, **named):
         global calls
-        if calls == last:
+        if calls >= last:
             os.kill(os.getpid(), 9)
         calls += 1
         return function(*arguments, **named)
@@ -271,14 +271,15 @@ def counted(function):
 os.fsync = lambda descriptor: None  # a kill loses nothing that was written
 Path.replace, Path.rename = counted(Path.replace), counted(Path.rename)
 cut.encode, tar.TarWriter.finish = counted(cut.encode), counted(tar.TarWriter.finish)
-build.index_tar, build.sync, build._clean_up = map(counted, (build.index_tar, build.sync, build._clean_up))
+build.index_tar, build.sync, build.shutil.rmtree = map(counted, (build.index_tar, build.sync, build.shutil.rmtree))
+Path.unlink = counted(Path.unlink)
 
-def killed(at, to):
+def killed(at, to, jobs):
     global last
     last = at
     child = os.fork()
     if not child:
-        build.build(source, to, options, warn=lambda line: None)
+        build.build(source, to, options, jobs=jobs, warn=lambda line: None)
         os._exit(0)
     return os.waitpid(child, 0)[1] == 9
 
@@ -287,14 +288,14 @@ build.build(source, folder / "counted", options, warn=lambda line: None)
 calls, total = 0, calls
 points = [*range(0, total - 6, 17), *range(total - 6, total)]
 for number, at in enumerate(points):
-    assert killed(at, folder / f"{number}"), at
-assert not killed(total, folder / "not-killed")
+    assert killed(at, folder / f"{number}", 1 + number % 2), at
+assert not killed(total, folder / "not-killed", 1)
 print(total)
 """
 
 
 def test_a_build_killed_anywhere_goes_on_and_gives_the_same_bytes(tmp_path: Path, photos: Path) -> None:
-    build(photos, tmp_path / "whole", Options(**SMALL), warn=silent)
+    report = build(photos, tmp_path / "whole", Options(**SMALL), warn=silent)
     (tmp_path / "out").mkdir()
     subprocess.run([sys.executable, "-c", KILLED, str(photos), str(tmp_path / "out")], check=True)
     whole = tree(tmp_path / "whole")
@@ -312,17 +313,22 @@ def test_a_build_killed_anywhere_goes_on_and_gives_the_same_bytes(tmp_path: Path
                 names = [Path(group.folder) / shard["name"] for shard in json.loads(marker.read_text())["shards"]]
                 finished |= {name: (partial / name).stat().st_mtime_ns for name in names}
         kept += len(finished)
-        build(photos, destination, Options(**SMALL), warn=silent)
+        assert build(photos, destination, Options(**SMALL), warn=silent) == report
         assert tree(destination) == whole
         assert all((destination / name).stat().st_mtime_ns == time for name, time in finished.items())
     assert kept > SHARDS
     assert 0 < len(named) < len(folders)
-    for destination in named:  # killed after it got its name
+    for number, destination in enumerate(sorted(named, key=lambda folder: int(folder.name))):  # killed with its name
         assert len(Index([destination])) == len(Index([tmp_path / "whole"]))
         verify(destination)
+        if (destination / "building" / "plan.json").is_file():
+            with pytest.raises(Refusal, match="other files or settings"):
+                build(photos, destination, Options(tile=16), warn=silent)
+            finished = build(photos, destination, Options(**SMALL), warn=silent) if number % 2 else merge(destination)
+            assert finished == report
+            assert tree(destination) == whole
         with pytest.raises(Refusal, match="exists already"):
             build(photos, destination, Options(**SMALL), warn=silent)
-        assert tree(destination) == whole
 
 
 def test_a_folder_that_is_called_building_is_left_alone(tmp_path: Path, photos: Path) -> None:
