@@ -175,6 +175,9 @@ def _measure(result: Audit, tiles: Sequence[tuple[File, Sample]], ends: dict[int
             result.pairs.append(_compare(scene, number, spectrum, width, joined))
             if not result.pairs[-1].displaced:
                 of_pairs.append(joined)
+    if steady := [pair for pair in result.pairs if not pair.displaced]:
+        result.gain = float(np.median([pair.gain for pair in steady]))
+        result.offset = float(np.median([pair.offset for pair in steady]))
     result.identical = sorted(set(result.identical))
     result.histogram = histogram.tolist()
     if of_pairs or not result.identical:
@@ -204,8 +207,6 @@ def _measure_noise(result: Audit, blocks: Blocks, pattern: statistics.FixedPatte
         shared = statistics.shared_variance(blocks)
         result.shared = shared / (max(shared, 0) + level) if np.isfinite(shared) else None
         result.autocorrelation = statistics.autocorrelation(blocks).tolist()
-        chosen = Blocks.join(statistics.smooth(blocks))
-        result.gain, result.offset = registration.fit_gain(*chosen.means.T)
 
 
 def _compare(scene: str, number: int, spectrum: np.ndarray, width: int, blocks: Blocks) -> Pair:

@@ -207,7 +207,7 @@ def _neighbours(audit: Audit) -> Iterator[Finding]:
         (down, right - middle): value
         for down, row in enumerate(audit.autocorrelation)
         for right, value in enumerate(row)
-        if (down, right) != (0, middle)
+        if (down, right) > (0, middle)  # a correlation at a lag is that at the opposite one
     }
     (down, right), value = max(lags.items(), key=lambda lag: abs(lag[1]))
     if abs(value) > NEIGHBOURS:

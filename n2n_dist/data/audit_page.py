@@ -103,7 +103,8 @@ def _rows(audit: Audit) -> dict[str, str]:
         "tars": f"{audit.tars:,}, {len(audit.differing) or 'none'} other than indexed",
         "scenes": f"{audit.scenes:,} in {audit.samples:,} samples, {audit.measured:,} measured",
         "captures": " to ".join(map(str, sorted(set(audit.captures)))) or NONE,
-        "images": f"{' and '.join(map(str, audit.channels))} channels, {', '.join(audit.types)}",
+        "images": f"{' and '.join(map(str, audit.channels))} channel{'s' * (audit.channels != [1])}, "
+        + ", ".join(audit.types),
         "black, white": f"{black:g}, {white:g}" + ("" if alike else f" and {len(audit.ranges) - 1} more"),
         "lowest, highest": f"{audit.lowest:.3f}, {audit.highest:.3f} of the range"
         + (f" ({_in_file(audit.lowest, audit)}, {_in_file(audit.highest, audit)})" if alike else ""),
@@ -213,7 +214,7 @@ def _shifts(axes: Axes, audit: Audit) -> None:
     axes.set(xlim=(-reach, reach), ylim=(reach, -reach), box_aspect=1)
     axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
     axes.axvline(0, color="0.85", linewidth=0.8, zorder=0)
-    axes.legend(loc="lower left")
+    axes.legend()
     return None
 
 

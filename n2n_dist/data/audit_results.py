@@ -94,7 +94,7 @@ class Audit:
     """Scenes with two captures that are the same in every pixel."""
     pairs: list[Pair] = field(default_factory=list)
     gain: float | None = None
-    """Of the second captures over the first, all scenes together."""
+    """Of the second captures over the first, like `offset` the median over all pairs."""
     offset: float | None = None
     fixed: float | None = None
     """Share of the noise's variance that stands at the same place in other scenes."""

@@ -233,12 +233,12 @@ class CropDataset(torch.utils.data.Dataset):
             pixels = read_window(tar, sample, member, window)
             return Image(_symmetry(pixels, turns, flip == 1), sample.black, sample.white)
 
+        if self.source == "image":
+            return [read(sample.captures[0])]
         count = len(sample.captures)
         start = keys.integer(self.seed, number, "first-pair", max(1, count * (count - 1)))
         first, *others = [sample.captures[k] for k in take_turns(count, start + position // self.epoch)]
         match self.source:
-            case "image":
-                return [read(sample.captures[0])]
             case "capture":
                 return [read(first)]
             case "captures":

@@ -128,6 +128,8 @@ def test_one_flickering_scene_of_many_is_named(make: Make) -> None:
     assert subjects(result) == ["gain, offset"]
     assert "1 of 4 scenes" in result.findings[0].what
     assert "000001-1" in result.findings[0].what
+    assert result.gain == pytest.approx(1, abs=0.01)  # of most scenes
+    assert result.offset == pytest.approx(0, abs=0.005)
 
 
 @pytest.mark.parametrize("scenes", [4, 1])
@@ -161,6 +163,7 @@ def test_noise_that_is_correlated_with_its_neighbours_is_a_note(make: Make) -> N
 
     result = audit(make(blurred))
     assert subjects(result, "note") == subjects(result) == ["correlated noise"]
+    assert "+0.50 at a distance of 0 down, 1 right" in result.findings[0].what
     assert result.autocorrelation[0][3] == pytest.approx(0.5, abs=0.03)
     assert result.autocorrelation[1][2] == pytest.approx(0, abs=0.03)
 
