@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ def started(
     break_at: int | None = None,
     hold: Hold | None = None,
     variables: dict[str, str] | None = None,
+    machines: Sequence[dict[str, str]] | None = None,
 ) -> Iterator[Running]:
     """Start a script of the repository, from its root; what still runs at the end is killed.
 
@@ -156,6 +157,7 @@ def started(
         break_at: position in the run at which the gradient, but not the loss, is not finite.
         hold: where the ranks wait for the test.
         variables: of the environment, on top of a launcher's.
+        machines: of the environment of each rank, which is then the only one of its machine.
 
     """
     port, start = free_port(), time.monotonic()
@@ -165,6 +167,7 @@ def started(
         for rank, output in enumerate(outputs):
             launched = _launched(rank, world, port, zero) if world else {}
             given = launched | (variables or {})
+            given |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **machines[rank]} if machines else {}
             arguments_ = (script, [str(a) for a in arguments], given, output, pairs, kill_at, break_at, hold)
             ranks.append(_server.Process(target=_rank, args=arguments_))
         try:

@@ -37,9 +37,7 @@ class TarWriter:
     def add(self, members: Sequence[tuple[str, bytes]]) -> None:
         """Append members, each a name and its content."""
         for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size, info.mode, info.uname, info.gname = len(content), 0o644, "n2n", "n2n"
-            self._write(info.tobuf(tarfile.PAX_FORMAT, tarfile.ENCODING, "surrogateescape"))
+            self._write(_header(name, len(content)))
             self._write(content)
             self._write(bytes(-len(content) % tarfile.BLOCKSIZE))
 
@@ -62,3 +60,23 @@ class TarWriter:
         if self._unsynced > UNSYNCED:
             self._syncs.append(self._disk.submit(os.fsync, self._file.fileno()))
             self._unsynced = 0
+
+
+def _header(name: str, size: int) -> bytes:
+    """Return the header of a member: for most names a filled-in form, which takes a fifth of the time of `tarfile`."""
+    if len(name) > tarfile.LENGTH_NAME or not name.isascii() or size >= 8**11:
+        return _header_by_tarfile(name, size)
+    header = bytearray(_FORM)
+    header[: len(name)] = name.encode()
+    header[124:135] = b"%011o" % size
+    header[148:154] = b"%06o" % (sum(header) - sum(header[148:155]) + 7 * ord(" "))
+    return bytes(header)
+
+
+def _header_by_tarfile(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.uname, info.gname = size, 0o644, "n2n", "n2n"
+    return info.tobuf(tarfile.PAX_FORMAT, tarfile.ENCODING, "surrogateescape")
+
+
+_FORM = _header_by_tarfile("", 0)

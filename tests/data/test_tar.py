@@ -41,6 +41,11 @@ def test_bytes_are_those_of_the_writer_of_webdataset(
     assert digest == hashlib.sha256((folder / "ours.tar").read_bytes()).hexdigest()
 
 
+@given(name=NAMES, size=st.integers(0, 8**12))
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    assert module._header(name, size) == module._header_by_tarfile(name, size)
+
+
 def test_what_is_written_is_sent_to_the_disk_meanwhile_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

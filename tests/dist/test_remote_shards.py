@@ -58,6 +58,25 @@ def test_a_run_from_s3_sees_the_same_pairs(local: Path, tmp_path: Path) -> None:
     )
 
 
+def test_two_machines_fill_caches_of_their_own(local: Path, tmp_path: Path) -> None:
+    machines = [{"TMPDIR": str(tmp_path / name)} for name in ("one", "two")]
+    for machine in machines:
+        Path(machine["TMPDIR"]).mkdir()
+    with serve(DEMO, lambda name, count: "cut" if name.endswith(".tar") and count == 1 else None) as server:
+        urls = (f"data.shards={server.url}/train", f"data.validation={server.url}/validation", "data.timeout=2")
+        settings = (f"run.dir={tmp_path / 'run'}", *SETTINGS, *urls)
+        processes.train(*settings, world=2, machines=machines, pairs=tmp_path / "pairs").checked()
+    assert processes.pairs_by_position(tmp_path / "pairs") == processes.pairs_by_position(
+        local.with_name("local-pairs")
+    )
+    cached = [{path.name for path in Path(machine["TMPDIR"]).rglob("*.tar")} for machine in machines]
+    assert all(cached), "each machine reads from its own disk"
+    for name, count in server.asked.items():
+        if name.endswith(".tar"):
+            copies = sum(tar.endswith(name) for tars in cached for tar in tars)
+            assert count <= copies + 1, "once a machine, and again after the cut"
+
+
 def message_of(finished: processes.Finished, run_dir: Path) -> str:
     """Return the one message of a run that all ranks refused, without anything left of it."""
     assert finished.codes == [2, 2], finished
