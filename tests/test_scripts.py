@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from images import random_pixels
-from processes import ROOT, TINY, run
+from processes import ROOT, TINY, run, train
+from tars import read_whole, write_tar
 
-from n2n_dist.data.image import read_image, write_image
+from n2n_dist.data.image import encode, read_image, write_image
 from n2n_dist.data.indexing import write_index
+from n2n_dist.data.shard import Index
 
 DEMO = ROOT / "shards/demo/train"
 
@@ -202,6 +204,20 @@ def test_build_index_and_verify_own_images(tmp_path: Path, write_images: Callabl
     for folder in (tmp_path / "new", tmp_path / "new" / "validation"):
         assert "every tar is as it was indexed" in run("shards/build.py", "verify", folder).checked().out[0]
     write_index(tmp_path / "new")
+
+
+def test_tars_of_others_train_with_declared_levels(tmp_path: Path) -> None:
+    """One image a sample, a member of another kind beside it, and nothing that says what its values mean."""
+    images = [random_pixels((40, 36, 1), np.uint16, seed) % 4096 for seed in range(12)]
+    members = [[(f"{n}.cls", b"7"), (f"{n}.png", encode(pixels, ".png"))] for n, pixels in enumerate(images)]
+    write_tar(tmp_path / "theirs" / "a.tar", [member for sample in members for member in sample])
+    run("shards/build.py", "index", tmp_path / "theirs", "--black=256", "--white=4095").checked()
+    index = Index([tmp_path / "theirs"])
+    for number, pixels in enumerate(images):
+        np.testing.assert_allclose(read_whole(index, number), (pixels - 256.0) / (4095 - 256), atol=1e-6)
+    settings = (f"data.shards={tmp_path / 'theirs'}", "model.channels=1", "train.steps=2")
+    train(f"run.dir={tmp_path / 'run'}", *settings).checked()
+    assert (tmp_path / "run" / "last.safetensors").is_file()
 
 
 def test_denoise_refuses_and_writes_nothing_over(

@@ -38,7 +38,7 @@ class Options:
     tile: int = 256
     """Largest height and width of a tile in pixels; tiles of a larger image cover it and may overlap."""
     encoding: str = "npy"
-    """`npy`: uncompressed, crops are read without decoding; `webp`: a third of the size, 8-bit RGB only; `png`: half of
+    """`npy`: uncompressed, crops are read without decoding; `webp`: 2/5 of the size, 8-bit RGB only; `png`: half of
     it, 8 and 16 bit only."""
     shard_samples: int = 512
     """Samples in one tar."""
