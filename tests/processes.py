@@ -143,8 +143,9 @@ def started(
     break_at: int | None = None,
     hold: Hold | None = None,
     variables: dict[str, str] | None = None,
+    folder: Path = ROOT,
 ) -> Iterator[Running]:
-    """Start a script of the repository, from its root; what still runs at the end is killed.
+    """Start a script of the repository; what still runs at the end is killed.
 
     Args:
         script: path below the root.
@@ -156,16 +157,17 @@ def started(
         break_at: position in the run at which the gradient, but not the loss, is not finite.
         hold: where the ranks wait for the test.
         variables: of the environment, on top of a launcher's.
+        folder: from which it is started, the repository's root or one that looks like it.
 
     """
     port, start = free_port(), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / str(rank) for rank in range(max(world, 1))]
+    with tempfile.TemporaryDirectory() as name:
+        outputs = [Path(name) / str(rank) for rank in range(max(world, 1))]
         ranks = []
         for rank, output in enumerate(outputs):
             launched = _launched(rank, world, port, zero) if world else {}
             given = launched | (variables or {})
-            arguments_ = (script, [str(a) for a in arguments], given, output, pairs, kill_at, break_at, hold)
+            arguments_ = (script, [str(a) for a in arguments], given, folder, output, pairs, kill_at, break_at, hold)
             ranks.append(_server.Process(target=_rank, args=arguments_))
         try:
             with mock.patch.dict(os.environ, WITHOUT_GPU):
@@ -246,6 +248,7 @@ def _rank(
     script: str,
     arguments: list[str],
     variables: dict[str, str],
+    folder: Path,
     output: Path,
     pairs: Path | None,
     kill_at: int | None,
@@ -257,7 +260,7 @@ def _rank(
             os.dup2(file.fileno(), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in a process of one's own
-    os.chdir(ROOT)
+    os.chdir(folder)
     os.environ.update(variables)
     if pairs is not None or kill_at is not None:
         _watch_pairs(pairs, kill_at)

@@ -1,6 +1,7 @@
 """The batch scripts on a real Slurm of two nodes; the tests run one after the other, on the same cluster."""
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -10,8 +11,12 @@ from pathlib import Path
 import processes
 import pytest
 from cluster import Cluster, environment, missing
+from documents import SHORT, checkout, commands
+from images import random_pixels
 
+import n2n_dist
 from n2n_dist.data.build import build
+from n2n_dist.data.image import write_image
 from n2n_dist.data.plan import BUILDING, Options
 
 pytestmark = [
@@ -77,14 +82,6 @@ class Job:
         (self.folder / "go").touch()
 
 
-def checkout(folder: Path) -> Path:
-    """Make a folder that looks like the root of the repository, and takes the output of jobs."""
-    folder.mkdir()
-    for name in ("configs", "launch", "n2n_dist", "shards"):
-        (folder / name).symlink_to(processes.ROOT / name)
-    return folder
-
-
 def submit(cluster: Cluster, folder: Path, *command: object, slow: bool = False, **variables: str) -> Job:
     """Run sbatch; a `slow` job waits to be let go, see slow/sitecustomize.py."""
     variables = environment() | variables
@@ -99,8 +96,8 @@ def training(cluster: Cluster, folder: Path, *options: str, settings: tuple[str,
 
 
 def urgent(cluster: Cluster, folder: Path) -> None:
-    """Run a job for which there is no room beside one with six processors a node."""
-    options = ("--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4")
+    """Run a job for which there is no room beside one with twelve processors a node."""
+    options = ("--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=8")
     job = submit(cluster, folder, *options, "--output=urgent.out", "--wrap=sleep 3")
     job.wait("COMPLETED")
 
@@ -166,7 +163,7 @@ def test_deepspeed_on_two_nodes_is_one_world(cluster: Cluster, whole: Job, tmp_p
 def test_a_preempted_job_goes_on_to_the_same_weights(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
     folder = checkout(tmp_path / "root")
     (folder / "wait").touch()
-    job = training(cluster, folder, "--nodes=2", "--partition=low", "--cpus-per-task=6")
+    job = training(cluster, folder, "--nodes=2", "--partition=low", "--cpus-per-task=12")
     job.until(lambda: sum("/bin/accelerate launch" in line for line in job.processes()) == 2)
     urgent(cluster, tmp_path)  # while nothing but the launchers is there
     job.until(lambda: job.state()["Restarts"] == "1")
@@ -182,6 +179,36 @@ def test_a_preempted_job_goes_on_to_the_same_weights(cluster: Cluster, whole: Jo
     assert weights(job.folder) == weights(whole.folder)
 
 
+def test_the_guide_can_be_followed(cluster: Cluster, tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "root")
+    for number in range(20):
+        write_image(folder / "photos" / f"{number}.png", random_pixels((64, 64, 3), seed=number))
+        write_image(folder / "Kodak" / f"{number % 2}.png", random_pixels((64, 64, 3), seed=number))
+    job, jobs = None, []
+    for command in commands("docs/cluster.md"):
+        words = command.replace("JOB", job.number if job else "").replace("NODE", cluster.nodes[0]).split()
+        if words[0] == "sbatch":
+            if SHARD in words and (folder / "shards/mine").exists():
+                shutil.rmtree(folder / "shards/mine")  # another way to make the same
+            job = submit(cluster, folder, *words[1:], *(SHORT if TRAIN in words else ()))
+            jobs.append(job)
+            if not words[1].startswith("--array"):  # the merge waits for it
+                job.wait("COMPLETED")
+        elif words[0] != "tensorboard":
+            shown = cluster.run(*words[:1], *("-n1" if word == "-f" else word for word in words[1:]), folder=folder)
+            assert shown
+    assert len(jobs) == 8
+    *_, dry, gpus, _, either, evaluation = jobs
+    first = cluster.nodes[0]
+    assert " an epoch, " in dry.nodes()[first]
+    assert "world    DDP: 4 process(es) on 2 machines (" in gpus.nodes()[first]
+    assert sorted(either.nodes()) == cluster.nodes
+    arguments = ("--run", folder / "runs/mine", "--images", folder / "Kodak", "--output", tmp_path / "alone")
+    table = processes.run("launch/evaluate.py", *arguments).checked().out[0].splitlines()[:4]
+    assert table[-1].startswith("mean of 2 ")
+    assert evaluation.nodes()[first].splitlines()[:4] == table
+
+
 def test_a_time_limit_that_ends_a_job_three_times_changes_nothing(cluster: Cluster, limited: Job, whole: Job) -> None:
     limited.until(lambda: limited.output().count("requeued: stopped by SIGUSR1: saved after step ") >= 3, minutes=8)
     limited.let_go()
@@ -190,20 +217,6 @@ def test_a_time_limit_that_ends_a_job_three_times_changes_nothing(cluster: Clust
     assert weights(limited.folder) == weights(whole.folder)
     there, here = (processes.curves(job.folder / "run")["train/total"] for job in (whole, limited))
     assert list(here.items()) == list(there.items())
-
-
-def test_evaluation_on_two_nodes_gives_the_numbers_of_one_process(
-    cluster: Cluster, whole: Job, tmp_path: Path, write_images: Callable[..., Path]
-) -> None:
-    images = write_images("a.png", "b.png", "c.png", size=(64, 64, 3))
-    folder, run = checkout(tmp_path / "root"), whole.folder / "run"
-    arguments = ("--run", run, "--images", images, "--output")
-    job = submit(cluster, folder, *WITHOUT_GPU, "--nodes=2", EVALUATE, *arguments, "scores")
-    job.wait("COMPLETED")
-    alone = processes.run("launch/evaluate.py", *arguments, tmp_path / "alone")
-    table = alone.checked().out[0].splitlines()[:5]
-    assert table[-1].startswith("mean of 3 ")
-    assert table == job.nodes()[cluster.nodes[0]].splitlines()[:5]
 
 
 def test_a_job_array_builds_what_one_process_builds(
@@ -236,20 +249,27 @@ def test_a_job_array_builds_what_one_process_builds(
     assert wrong.output().splitlines()[-1].startswith("error: --array must be 1-N")
 
 
-def test_slurm_takes_the_documented_commands(cluster: Cluster, whole: Job) -> None:
-    texts = [(processes.ROOT / name).read_text() for name in ("docs/cluster.md", "README.md", TRAIN, EVALUATE, SHARD)]
-    lines = [line.lstrip("# ") for text in texts for line in text.replace("\\\n", "").splitlines()]
-    commands = [line.replace("JOB", whole.number).split() for line in lines if line.startswith("sbatch ")]
-    assert len(commands) >= 15
-    for command in commands:
-        cluster.run(command[0], "--test-only", *command[1:], folder=whole.folder)
+def test_slurm_takes_the_commands_in_the_scripts(cluster: Cluster, whole: Job) -> None:
+    lines = [line.lstrip("# ") for name in (TRAIN, EVALUATE, SHARD) for line in (processes.ROOT / name).open()]
+    found = [line for line in (*lines, *commands("README.md")) if line.startswith("sbatch ")]
+    assert len(found) >= 7
+    for command in found:
+        words = command.replace("JOB", whole.number).split()
+        cluster.run(words[0], "--test-only", *words[1:], folder=whole.folder)
 
 
 def test_what_is_wrong_is_said_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
     folder = checkout(tmp_path / "root")
-    with pytest.raises(subprocess.CalledProcessError) as caught:
-        submit(cluster, folder, *WITHOUT_GPU, "--partition=nowhere", TRAIN)
-    assert "invalid partition specified: nowhere" in caught.value.stderr
+    for option, message in (
+        ("--partition=nowhere", "invalid partition specified: nowhere"),
+        ("--gpus-per-node=3", "Requested node configuration is not available"),
+    ):
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            submit(cluster, folder, option, TRAIN)
+        assert message in caught.value.stderr
+    long = submit(cluster, folder, *WITHOUT_GPU, "--partition=short", "--time=20", TRAIN)
+    long.until(lambda: long.state()["Reason"] == "PartitionTimeLimit")
+    cluster.run("scancel", long.number)
 
     job = submit(cluster, folder, *WITHOUT_GPU, "--nodes=2", TRAIN, *SETTINGS, "run.dir=run", "data.shards=nowhere")
     misspelt = submit(cluster, folder, *WITHOUT_GPU, TRAIN, *SETTINGS, "run.dir=run", "data.bacth=4")
@@ -270,6 +290,34 @@ def test_what_is_wrong_is_said_in_one_line(cluster: Cluster, tmp_path: Path) -> 
         state = failing.wait("FAILED")
         assert failing.output().splitlines()[-1].startswith(line)
         assert state["Restarts"] == "0"
+
+
+def test_a_node_that_differs_from_the_others_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    folder, second = checkout(tmp_path / "root"), cluster.nodes[1]
+    package, shards, run_dir = tmp_path / "package", folder / "shards/mine", folder / "run"
+    shutil.copytree(processes.ROOT / "n2n_dist", package / "n2n_dist", ignore=shutil.ignore_patterns("weights"))
+    module, other = package / "n2n_dist/__init__.py", tmp_path / "other.py"
+    other.write_text(module.read_text().replace(n2n_dist.__version__, "0.0.0"))
+    shutil.copytree(processes.ROOT / "shards/demo/train", shards)
+    for path in (run_dir, tmp_path / "empty"):
+        path.mkdir()
+    # what the second node sees in these places
+    cluster.run("mount", "--bind", other, module, host=second)
+    cluster.run("mount", "--bind", tmp_path / "empty", shards, host=second)
+    cluster.run("mount", "--bind", run_dir, run_dir, host=second)
+    cluster.run("mount", "-o", "remount,bind,ro", run_dir, host=second)
+
+    command = (*WITHOUT_GPU, "--nodes=2", TRAIN, *SETTINGS)
+    old = submit(cluster, folder, *command, "run.dir=old", PYTHONPATH=str(package))
+    blind = submit(cluster, folder, *command, "run.dir=blind", f"data.shards={shards}")
+    locked = submit(cluster, folder, *command, f"run.dir={run_dir}")
+    for failing, line in (
+        (old, f"error: {second}: has n2n_dist 0.0.0 (sources "),
+        (blind, f"error: on {second}: {shards}: no "),
+        (locked, f"error: on {second}: run.dir {run_dir}: cannot be written (Read-only file system); make it writable"),
+    ):
+        failing.wait("FAILED")
+        assert failing.output().splitlines()[-1].startswith(line)
 
 
 def test_a_lost_node_is_not_waited_for(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
