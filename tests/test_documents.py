@@ -80,6 +80,7 @@ def follow(folder: Path, command: str, variables: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("document", ["README.md", "shards/README.md"])
 def test_the_commands_run(folder: Path, document: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [command for command in commands(document) if not command.startswith("python launch/bench.py")]
