@@ -144,8 +144,9 @@ def started(
     hold: Hold | None = None,
     variables: dict[str, str] | None = None,
     machines: Sequence[dict[str, str]] | None = None,
+    folder: Path = ROOT,
 ) -> Iterator[Running]:
-    """Start a script of the repository, from its root; what still runs at the end is killed.
+    """Start a script of the repository; what still runs at the end is killed.
 
     Args:
         script: path below the root.
@@ -158,17 +159,18 @@ def started(
         hold: where the ranks wait for the test.
         variables: of the environment, on top of a launcher's.
         machines: of the environment of each rank, which is then the only one of its machine.
+        folder: from which it is started, the repository's root or one that looks like it.
 
     """
     port, start = free_port(), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / str(rank) for rank in range(max(world, 1))]
+    with tempfile.TemporaryDirectory() as name:
+        outputs = [Path(name) / str(rank) for rank in range(max(world, 1))]
         ranks = []
         for rank, output in enumerate(outputs):
             launched = _launched(rank, world, port, zero) if world else {}
             given = launched | (variables or {})
             given |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **machines[rank]} if machines else {}
-            arguments_ = (script, [str(a) for a in arguments], given, output, pairs, kill_at, break_at, hold)
+            arguments_ = (script, [str(a) for a in arguments], given, folder, output, pairs, kill_at, break_at, hold)
             ranks.append(_server.Process(target=_rank, args=arguments_))
         try:
             with mock.patch.dict(os.environ, WITHOUT_GPU):
@@ -249,6 +251,7 @@ def _rank(
     script: str,
     arguments: list[str],
     variables: dict[str, str],
+    folder: Path,
     output: Path,
     pairs: Path | None,
     kill_at: int | None,
@@ -260,7 +263,7 @@ def _rank(
             os.dup2(file.fileno(), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in a process of one's own
-    os.chdir(ROOT)
+    os.chdir(folder)
     os.environ.update(variables)
     if pairs is not None or kill_at is not None:
         _watch_pairs(pairs, kill_at)

@@ -124,6 +124,6 @@ def _wait_for(url: str) -> None:
         try:
             urllib.request.urlopen(url, timeout=5).close()
             return
-        except urllib.error.URLError:
+        except OSError:
             time.sleep(0.1)
     raise TimeoutError(f"no S3 at {url}")

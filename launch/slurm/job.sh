@@ -85,7 +85,7 @@ finish() {
         say "done"
     elif ((term == 0)); then
         say "failed: exit code $code; all output is in $output.NODE.out"
-        cat "${1:-}" 2>/dev/null || grep -h '^error: ' "$output".*.out | tail -n 1 | grep . ||
+        sed '$ s/^/error: /' "${1:-}" 2>/dev/null || grep -h '^error: ' "$output".*.out | tail -n 1 | grep . ||
             echo "error: no process left a message; see the end of $output.NODE.out"
     fi
     exit "$code"

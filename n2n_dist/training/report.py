@@ -15,7 +15,7 @@ from n2n_dist.expectation import expectation
 from n2n_dist.model.weights import find_weights
 from n2n_dist.training.backend import Backend
 from n2n_dist.training.checkpoint_files import Progress
-from n2n_dist.training.tracking import memory_bytes
+from n2n_dist.training.tracking import duration, memory_bytes
 from n2n_dist.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ def plan(
         [
             start(config, backend, dtype, index, order, network),
             f"memory   {memory_bytes(backend.device) / 2**30:.2f} GiB at most on rank 0",
-            f"time     {seconds_per_step:.3f} s a step, {_duration(seconds_per_step * config.train.steps)} for "
-            f"{config.train.steps:,} steps without validation",
+            f"time     {seconds_per_step:.3f} s a step, {duration(seconds_per_step * order.batches_per_epoch)} an "
+            f"epoch, {duration(seconds_per_step * config.train.steps)} for {config.train.steps:,} steps without "
+            "validation",
             "dry run: nothing was written",
         ]
     )
@@ -114,15 +115,8 @@ def stopped(progress: Progress, received: tuple[str, float]) -> str:
 
 
 def _machines(backend: Backend) -> str:
-    """Name the kind of device, and the machines where there are several."""
+    """Name the machines and their kind of device."""
     device = torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else "cpu"
     hosts = list(dict.fromkeys(backend.hosts))
-    if len(hosts) == 1:
-        return device
     named = ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
-    return f"{len(hosts)} machines ({named}), {device}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes:.1f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    return f"{named if len(hosts) == 1 else f'{len(hosts)} machines ({named})'}, {device}"

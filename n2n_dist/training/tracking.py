@@ -20,7 +20,7 @@ from tqdm import tqdm
 from n2n_dist.inference.pictures import join_strips
 
 CHARTS = {
-    "loss": ["train/total", "train/pixel"],
+    "loss": ["train/total"],
     "validation PSNR, dB": ["validation/(.*/)?u?psnr$"],
     "gradient norm": ["train/gradient_norm"],
     "learning rate": ["train/learning_rate"],
@@ -28,6 +28,8 @@ CHARTS = {
     "share of the time waiting for data": ["speed/waiting_for_data"],
 }
 """What to look at first, on TensorBoard's page of custom scalars: title of a chart, and its curves."""
+COLUMNS = ("optim.lr", "data.batch", "model.width", "noise.name", "loss.pixel")
+"""Settings that TensorBoard's table of hparams shows without being asked: it has room for five."""
 STRAGGLER_RATIO = 1.5
 """A rank that takes this many times the median is worth a warning."""
 STRAGGLER_SECONDS = 10.0
@@ -55,6 +57,7 @@ class Tracker:
             dynamic_ncols=True,
             mininterval=1 if sys.stdout.isatty() else 30,  # a job's log is a file: fewer lines
         )
+        self._points = 0
         self.writer: SummaryWriter | None = None
         self.failed = False
         self._purge_step: int | None = step + 1
@@ -72,12 +75,18 @@ class Tracker:
         self._write(add)
 
     def point(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a point of the training curves, and show loss and speed at the progress bar."""
+        """Add a point of the training curves, and show loss and speed at the progress bar.
+
+        The second point, after all that a start takes, also says how long an epoch will take.
+        """
         self.scalars(step, values)
         loss, speed, epoch = (
             values[name] for name in ("train/total", "speed/images_per_second", "speed/minutes_per_epoch")
         )
         self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} images/s, {epoch:.1f} min an epoch")
+        self._points += 1
+        if self._points == 2:
+            self.say(f"time     {duration(60 * epoch)} an epoch at {speed:.1f} images/s, without validation")
 
     def text(self, name: str, text: str) -> None:
         """Show a text, such as the configuration, in TensorBoard."""
@@ -85,7 +94,7 @@ class Tracker:
 
     def settings(self, settings: Mapping[str, object], measured: Sequence[str]) -> None:
         """List the run under TensorBoard's hparams: its settings beside the last values of the `measured` curves."""
-        given = {name: value for name, value in settings.items() if value is not None}
+        given = {name: settings[name] for name in (*COLUMNS, *settings) if settings[name] is not None}
         values = {name: value if isinstance(value, int | float) else str(value) for name, value in given.items()}
 
         def add(writer: SummaryWriter) -> None:
@@ -241,6 +250,14 @@ class Stragglers:
             f"{slowest / usual:.1f} times as long as the median rank's; look there for other programs, a throttled "
             "processor, slow storage"
         ]
+
+
+def duration(seconds: float) -> str:
+    """Say how long something takes."""
+    if seconds < 90:
+        return f"{seconds:.1f} seconds"
+    minutes = seconds / 60
+    return f"{minutes:.1f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
 def memory_bytes(device: torch.device) -> int:

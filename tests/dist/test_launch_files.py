@@ -1,6 +1,7 @@
 """The launch files start what they say, and evaluation does not depend on the number of processes."""
 
 import csv
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def test_a_launch_file_trains_what_one_process_trains(tmp_path: Path, alone: Pat
         backend, "launch/train.py", *processes.TINY, f"run.dir={run_dir}", "train.steps=4"
     )
     assert done.returncode == 0, done.stderr
-    assert f"world    {name}: 2 process(es) on cpu" in done.stdout
+    assert f"world    {name}: 2 process(es) on {socket.gethostname()}, cpu" in done.stdout
     assert (run_dir / "checkpoints" / "step-00000004").is_dir()
     there, here = (list(processes.curves(folder)["train/total"].values()) for folder in (alone, run_dir))
     assert here == pytest.approx(there, rel=1e-5)

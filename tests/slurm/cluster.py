@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "nsenter", "unshare", "ip", "setpriv")
 FREEZER = Path("/sys/fs/cgroup/freezer")
-CPUS, GPUS = 8, 2
+CPUS, GPUS = 16, 2
 """Of a node; its GPUs are empty files, which Slurm allots but torch does not see."""
 
 

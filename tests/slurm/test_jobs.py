@@ -1,5 +1,7 @@
 """The batch scripts on a real Slurm of two nodes; the tests run one after the other, on the same cluster."""
 
+import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -9,9 +11,13 @@ from pathlib import Path
 import processes
 import pytest
 from cluster import Cluster, environment, missing
+from documents import SHORT, checkout, commands
+from images import random_pixels
 
+import n2n_dist
 from n2n_dist.data.build import build
-from n2n_dist.data.plan import Options
+from n2n_dist.data.image import write_image
+from n2n_dist.data.plan import BUILDING, Options
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,12 +26,12 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 HERE = Path(__file__).parent
-STEPS = 200
-"""At a second a step, more than three minutes of a time limit hold."""
+STEPS = 240
+"""At a second a step, more than three starts of a job with a time limit of a minute make."""
 SETTINGS = (*processes.TINY, "checkpoint.every=5")
 TRAIN, EVALUATE, SHARD = (f"launch/slurm/{name}.sbatch" for name in ("train", "evaluate", "shard"))
 WITHOUT_GPU = ("--gpus-per-node=0", "--cpus-per-task=1")
-MINUTES = 3
+MINUTES = 5
 """For a job to start, or to end, on a machine that is busy."""
 
 
@@ -57,8 +63,10 @@ class Job:
 
     def until(self, reached: Callable[[], bool], minutes: float = MINUTES) -> None:
         def still() -> bool:
-            assert self.state()["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), self.report()
-            return reached()
+            running = self.state()["JobState"] in ("PENDING", "RUNNING", "COMPLETING")
+            there = reached()
+            assert there or running, self.report()
+            return there
 
         self.cluster.until(still, 60 * minutes, self.report)
 
@@ -74,16 +82,8 @@ class Job:
         (self.folder / "go").touch()
 
 
-def checkout(folder: Path) -> Path:
-    """Make a folder that looks like the root of the repository, and takes the output of jobs."""
-    folder.mkdir()
-    for name in ("configs", "launch", "n2n_dist", "shards"):
-        (folder / name).symlink_to(processes.ROOT / name)
-    return folder
-
-
 def submit(cluster: Cluster, folder: Path, *command: object, slow: bool = False, **variables: str) -> Job:
-    """Run sbatch; `slow` training takes a second a step until it is let go."""
+    """Run sbatch; a `slow` job waits to be let go, see slow/sitecustomize.py."""
     variables = environment() | variables
     if slow:
         variables["PYTHONPATH"] = f"{HERE / 'slow'}:{variables['PYTHONPATH']}"
@@ -92,12 +92,12 @@ def submit(cluster: Cluster, folder: Path, *command: object, slow: bool = False,
 
 def training(cluster: Cluster, folder: Path, *options: str, settings: tuple[str, ...] = (), slow: bool = True) -> Job:
     command = (*WITHOUT_GPU, *options, TRAIN, *SETTINGS, f"train.steps={STEPS}", f"run.dir={folder / 'run'}", *settings)
-    return submit(cluster, checkout(folder), *command, slow=slow)
+    return submit(cluster, folder, *command, slow=slow)
 
 
 def urgent(cluster: Cluster, folder: Path) -> None:
-    """Run a job for which there is no room beside one with six processors a node."""
-    options = ("--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4")
+    """Run a job for which there is no room beside one with twelve processors a node."""
+    options = ("--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=8")
     job = submit(cluster, folder, *options, "--output=urgent.out", "--wrap=sleep 3")
     job.wait("COMPLETED")
 
@@ -108,15 +108,15 @@ def weights(folder: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A job whose time limit is a minute; it goes on while others are tested."""
-    folder = tmp_path_factory.mktemp("slurm") / "limited"
+    """A job with a time limit of a minute; it goes on while others are tested."""
+    folder = checkout(tmp_path_factory.mktemp("slurm") / "limited")
     return training(cluster, folder, "--nodes=2", "--time=1", "--signal=B:USR1@10")
 
 
 @pytest.fixture(scope="module")
 def whole(cluster: Cluster, limited: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """The same run without interruption."""
-    job = training(cluster, tmp_path_factory.mktemp("slurm") / "whole", "--nodes=2", slow=False)
+    job = training(cluster, checkout(tmp_path_factory.mktemp("slurm") / "whole"), "--nodes=2", slow=False)
     job.wait("COMPLETED")
     return job
 
@@ -132,7 +132,7 @@ def test_the_nodes_of_a_job_are_one_world(cluster: Cluster, whole: Job) -> None:
 
 
 def test_every_gpu_gets_a_process_and_scancel_ends_them_all(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
-    job = training(cluster, tmp_path / "root", "--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2")
+    job = training(cluster, checkout(tmp_path / "root"), "--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2")
     job.until(lambda: len(job.checkpoints()) > 0)
     assert "machines.yaml, 2 process(es) a node" in job.output()
     assert "world    DDP: 4 process(es) on 2 machines (" in job.nodes()[cluster.nodes[0]]  # the cluster's GPUs are none
@@ -161,10 +161,13 @@ def test_deepspeed_on_two_nodes_is_one_world(cluster: Cluster, whole: Job, tmp_p
 
 
 def test_a_preempted_job_goes_on_to_the_same_weights(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
-    job = training(cluster, tmp_path / "root", "--nodes=2", "--partition=low", "--cpus-per-task=6")
+    folder = checkout(tmp_path / "root")
+    (folder / "wait").touch()
+    job = training(cluster, folder, "--nodes=2", "--partition=low", "--cpus-per-task=12")
     job.until(lambda: sum("/bin/accelerate launch" in line for line in job.processes()) == 2)
     urgent(cluster, tmp_path)  # while nothing but the launchers is there
     job.until(lambda: job.state()["Restarts"] == "1")
+    (folder / "wait").unlink()
     assert "requeued: preempted while it started" in job.output()
 
     job.until(lambda: len(job.checkpoints()) > 0)
@@ -176,29 +179,44 @@ def test_a_preempted_job_goes_on_to_the_same_weights(cluster: Cluster, whole: Jo
     assert weights(job.folder) == weights(whole.folder)
 
 
+def test_the_guide_can_be_followed(cluster: Cluster, tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "root")
+    for number in range(20):
+        write_image(folder / "photos" / f"{number}.png", random_pixels((64, 64, 3), seed=number))
+        write_image(folder / "Kodak" / f"{number % 2}.png", random_pixels((64, 64, 3), seed=number))
+    job, jobs = None, []
+    for command in commands("docs/cluster.md"):
+        words = command.replace("JOB", job.number if job else "").replace("NODE", cluster.nodes[0]).split()
+        if words[0] == "sbatch":
+            if SHARD in words and (folder / "shards/mine").exists():
+                shutil.rmtree(folder / "shards/mine")  # another way to make the same
+            job = submit(cluster, folder, *words[1:], *(SHORT if TRAIN in words else ()))
+            jobs.append(job)
+            if not words[1].startswith("--array"):  # the merge waits for it
+                job.wait("COMPLETED")
+        elif words[0] != "tensorboard":
+            shown = cluster.run(*words[:1], *("-n1" if word == "-f" else word for word in words[1:]), folder=folder)
+            assert shown
+    assert len(jobs) == 8
+    *_, dry, gpus, _, either, evaluation = jobs
+    first = cluster.nodes[0]
+    assert " an epoch, " in dry.nodes()[first]
+    assert "world    DDP: 4 process(es) on 2 machines (" in gpus.nodes()[first]
+    assert sorted(either.nodes()) == cluster.nodes
+    arguments = ("--run", folder / "runs/mine", "--images", folder / "Kodak", "--output", tmp_path / "alone")
+    table = processes.run("launch/evaluate.py", *arguments).checked().out[0].splitlines()[:4]
+    assert table[-1].startswith("mean of 2 ")
+    assert evaluation.nodes()[first].splitlines()[:4] == table
+
+
 def test_a_time_limit_that_ends_a_job_three_times_changes_nothing(cluster: Cluster, limited: Job, whole: Job) -> None:
     limited.until(lambda: limited.output().count("requeued: stopped by SIGUSR1: saved after step ") >= 3, minutes=8)
     limited.let_go()
-    cluster.run("scontrol", "update", f"JobId={limited.number}", "TimeLimit=10")
     restarts = int(limited.wait("COMPLETED")["Restarts"])
     assert limited.output().count("requeued: ") == restarts
     assert weights(limited.folder) == weights(whole.folder)
     there, here = (processes.curves(job.folder / "run")["train/total"] for job in (whole, limited))
     assert list(here.items()) == list(there.items())
-
-
-def test_evaluation_on_two_nodes_gives_the_numbers_of_one_process(
-    cluster: Cluster, whole: Job, tmp_path: Path, write_images: Callable[..., Path]
-) -> None:
-    images = write_images("a.png", "b.png", "c.png", size=(64, 64, 3))
-    folder, run = checkout(tmp_path / "root"), whole.folder / "run"
-    arguments = ("--run", run, "--images", images, "--output")
-    job = submit(cluster, folder, *WITHOUT_GPU, "--nodes=2", EVALUATE, *arguments, "scores")
-    job.wait("COMPLETED")
-    alone = processes.run("launch/evaluate.py", *arguments, tmp_path / "alone")
-    table = alone.checked().out[0].splitlines()[:5]
-    assert table[-1].startswith("mean of 3 ")
-    assert table == job.nodes()[cluster.nodes[0]].splitlines()[:5]
 
 
 def test_a_job_array_builds_what_one_process_builds(
@@ -207,41 +225,51 @@ def test_a_job_array_builds_what_one_process_builds(
     images = write_images(*(f"{number}.png" for number in range(6)), size=(64, 64, 3))
     build(images, tmp_path / "alone", Options(tile=16, shard_samples=1))  # six groups of tars
     folder, settings = checkout(tmp_path / "root"), ("--tile", "16", "--shard-samples", "1")
-    new = tmp_path / "new"
-    array = submit(cluster, folder, "--array=1-3", "--cpus-per-task=1", SHARD, images, new, *settings)
+    new, groups = tmp_path / "new", tmp_path / "new.partial" / BUILDING
+    array = submit(cluster, folder, "--array=1-3", "--cpus-per-task=1", SHARD, images, new, *settings, slow=True)
     merge = ("--dependency=afterok:" + array.number, "--kill-on-invalid-dep=yes", "--cpus-per-task=1", SHARD)
     merged = submit(cluster, folder, *merge, "index", new)
-    # one of them meets its time limit, with most still to be done
-    cluster.until(lambda: any("shards/build.py" in line for line in cluster.processes()), 60)
-    running = next(n for n in "123" if cluster.job(f"{array.number}_{n}")["JobState"] == "RUNNING")
-    time.sleep(0.5)
-    cluster.run("scancel", "--batch", "--signal=USR1", f"{array.number}_{running}")
+    # one of them meets its time limit in the second of its two groups
+    cluster.until(lambda: len(list(groups.glob("group-*.json"))) == 3, 60 * MINUTES, array.report)
+    shards = [shard for group in groups.glob("group-*.json") for shard in json.loads(group.read_text())["shards"]]
+    written = {shard["name"]: (groups.parent / shard["name"]).stat().st_mtime_ns for shard in shards}
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{array.number}_1")
+    cluster.until(lambda: cluster.job(f"{array.number}_1")["Restarts"] == "1", 60 * MINUTES, array.report)
+    array.let_go()
     merged.wait("COMPLETED")
-    assert cluster.job(f"{array.number}_{running}")["Restarts"] == "1"
+    assert {name: (new / name).stat().st_mtime_ns for name in written} == written
     files = {path.relative_to(new): path.read_bytes() for path in new.rglob("*") if path.is_file()}
     assert len(files) == 2 * 96 + 1
     assert all((tmp_path / "alone" / name).read_bytes() == content for name, content in files.items())
     assert "96 tiles of 6 scenes" in merged.output()
 
     wrong = submit(cluster, folder, "--array=2-3", "--cpus-per-task=1", SHARD, images, tmp_path / "other")
-    cluster.wait(f"{wrong.number}_2", "FAILED", 60)
+    for task in "23":
+        cluster.wait(f"{wrong.number}_{task}", "FAILED", 60 * MINUTES, wrong.report)
     assert wrong.output().splitlines()[-1].startswith("error: --array must be 1-N")
 
 
-def test_slurm_takes_the_documented_commands(cluster: Cluster, whole: Job) -> None:
-    texts = [(processes.ROOT / name).read_text() for name in ("docs/cluster.md", "README.md", TRAIN, EVALUATE, SHARD)]
-    lines = [line.lstrip("# ") for text in texts for line in text.replace("\\\n", "").splitlines()]
-    commands = [line.replace("JOB", whole.number).split() for line in lines if line.startswith("sbatch ")]
-    assert len(commands) >= 15
-    for command in commands:
-        cluster.run(command[0], "--test-only", *command[1:], folder=whole.folder)
+def test_slurm_takes_the_commands_in_the_scripts(cluster: Cluster, whole: Job) -> None:
+    lines = [line.lstrip("# ") for name in (TRAIN, EVALUATE, SHARD) for line in (processes.ROOT / name).open()]
+    found = [line for line in (*lines, *commands("README.md")) if line.startswith("sbatch ")]
+    assert len(found) >= 7
+    for command in found:
+        words = command.replace("JOB", whole.number).split()
+        cluster.run(words[0], "--test-only", *words[1:], folder=whole.folder)
 
 
 def test_what_is_wrong_is_said_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
     folder = checkout(tmp_path / "root")
-    with pytest.raises(subprocess.CalledProcessError) as caught:
-        submit(cluster, folder, *WITHOUT_GPU, "--partition=nowhere", TRAIN)
-    assert "invalid partition specified: nowhere" in caught.value.stderr
+    for option, message in (
+        ("--partition=nowhere", "invalid partition specified: nowhere"),
+        ("--gpus-per-node=3", "Requested node configuration is not available"),
+    ):
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            submit(cluster, folder, option, TRAIN)
+        assert message in caught.value.stderr
+    long = submit(cluster, folder, *WITHOUT_GPU, "--partition=short", "--time=20", TRAIN)
+    long.until(lambda: long.state()["Reason"] == "PartitionTimeLimit")
+    cluster.run("scancel", long.number)
 
     job = submit(cluster, folder, *WITHOUT_GPU, "--nodes=2", TRAIN, *SETTINGS, "run.dir=run", "data.shards=nowhere")
     misspelt = submit(cluster, folder, *WITHOUT_GPU, TRAIN, *SETTINGS, "run.dir=run", "data.bacth=4")
@@ -264,9 +292,38 @@ def test_what_is_wrong_is_said_in_one_line(cluster: Cluster, tmp_path: Path) -> 
         assert state["Restarts"] == "0"
 
 
+def test_a_node_that_differs_from_the_others_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    folder, second = checkout(tmp_path / "root"), cluster.nodes[1]
+    package, shards, run_dir = tmp_path / "package", folder / "shards/mine", folder / "run"
+    shutil.copytree(processes.ROOT / "n2n_dist", package / "n2n_dist", ignore=shutil.ignore_patterns("weights"))
+    module, other = package / "n2n_dist/__init__.py", tmp_path / "other.py"
+    other.write_text(module.read_text().replace(n2n_dist.__version__, "0.0.0"))
+    shutil.copytree(processes.ROOT / "shards/demo/train", shards)
+    for path in (run_dir, tmp_path / "empty"):
+        path.mkdir()
+    # what the second node sees in these places
+    cluster.run("mount", "--bind", other, module, host=second)
+    cluster.run("mount", "--bind", tmp_path / "empty", shards, host=second)
+    cluster.run("mount", "--bind", run_dir, run_dir, host=second)
+    cluster.run("mount", "-o", "remount,bind,ro", run_dir, host=second)
+
+    command = (*WITHOUT_GPU, "--nodes=2", TRAIN, *SETTINGS)
+    old = submit(cluster, folder, *command, "run.dir=old", PYTHONPATH=str(package))
+    blind = submit(cluster, folder, *command, "run.dir=blind", f"data.shards={shards}")
+    locked = submit(cluster, folder, *command, f"run.dir={run_dir}")
+    for failing, line in (
+        (old, f"error: {second}: has n2n_dist 0.0.0 (sources "),
+        (blind, f"error: on {second}: {shards}: no "),
+        (locked, f"error: on {second}: run.dir {run_dir}: cannot be written (Read-only file system); make it writable"),
+    ):
+        failing.wait("FAILED")
+        assert failing.output().splitlines()[-1].startswith(line)
+
+
 def test_a_lost_node_is_not_waited_for(cluster: Cluster, whole: Job, tmp_path: Path) -> None:
     first, second = cluster.nodes
-    job = training(cluster, tmp_path / "root", "--nodes=1-2")
+    cluster.until(lambda: cluster.idle() == cluster.nodes, 60 * MINUTES)
+    job = training(cluster, checkout(tmp_path / "root"), "--nodes=1-2")
     job.until(lambda: len(job.checkpoints()) > 0)
     assert job.nodes().keys() == {first, second}
     cluster.configure("SlurmdTimeout", 300)  # the default, after which Slurm notices

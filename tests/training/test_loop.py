@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+import socket
 import threading
 import time
 from pathlib import Path
@@ -47,7 +49,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
     assert load(run_dir / "config.yaml").to_yaml() == (run_dir / "config.yaml").read_text()
     assert load_model(run_dir).settings.width == 8
     for line in (
-        "world    single process: 1 process(es) on cpu, fp32",
+        f"world    single process: 1 process(es) on {socket.gethostname()}, cpu, fp32",
         "batch    global batch 8 = 1 ranks x 1 accumulation steps x 8 crops, 32 x 32 pixels",
         "data     64 samples in 4 shards, 8 steps an epoch",
         "step 4: validation/noisy_psnr ",
@@ -55,6 +57,9 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
         f"next: python launch/denoise.py --run {run_dir} ",
     ):
         assert line in said
+    assert re.search(
+        r"time     \d+\.\d (second|minute)s an epoch at .* images/s, without validation$", said, re.MULTILINE
+    )
 
 
 def test_a_single_validation_set_has_its_curves_once_in_the_name(

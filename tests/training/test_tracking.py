@@ -180,5 +180,12 @@ def test_single_slow_steps_are_no_reason_for_a_warning(monkeypatch: pytest.Monke
         assert not stragglers.add([1.0, 4.0] if step % 10 == 0 else [1.0, 1.1])
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(6, "6.0 seconds"), (120, "2.0 minutes"), (5000, "83.3 minutes"), (5400, "1.5 hours")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert tracking.duration(seconds) == text
+
+
 def test_memory_is_that_of_this_process() -> None:
     assert 50e6 < memory_bytes(torch.device("cpu")) < 50e9

@@ -1,0 +1,129 @@
+"""The documents are true: their commands run, one after the other, and the messages that they explain exist.
+
+Training is cut short. Commands of a cluster are run by tests/slurm; what installs or copies over the network is not.
+"""
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import processes
+import pytest
+import tifffile
+from accelerate.commands.launch import launch_command_parser
+from documents import DOCUMENTS, SHORT, checkout, commands, messages, said
+from images import random_pixels, smooth_scene
+from servers import s3, upload
+
+from n2n_dist.benchmark import checkpoint, data
+from n2n_dist.data.image import write_image
+
+CLUSTER = ("sbatch", "squeue", "tail", "scontrol")
+NETWORK = ("pip", "aws", "diff", "pytest", "python shards/demo/rebuild.py")
+"""What needs a network, or what comes from it; and this suite."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the images that the documents speak of."""
+    root = checkout(tmp_path / "root")
+    for number in range(24):
+        write_image(root / "photos" / f"{number}.png", random_pixels((40, 36, 3), seed=number))
+    for number in range(12):
+        write_image(root / "noisy" / f"{number}.png", random_pixels((40, 36, 3), seed=number))
+        scene = smooth_scene((96, 96), seed=number)
+        frames = (1000 + 50000 * (scene + np.random.default_rng(number).normal(0, 0.03, (2, 96, 96)))).astype(np.uint16)
+        for capture, frame in enumerate(frames):
+            write_image(root / "scenes" / str(number) / f"{capture}.tif", frame[..., None])
+            write_image(root / "all" / f"{number}_t{capture}.tif", frame[..., None])
+        for name in ("stacks", "films"):
+            (root / name).mkdir(exist_ok=True)
+            tifffile.imwrite(root / name / f"{number}.tif", frames[[0, 1, 0]], photometric="minisblack")
+    write_image(root / "photo.png", random_pixels((64, 64, 3)))
+    write_image(root / "Kodak" / "1.png", random_pixels((64, 64, 3)))
+    return root
+
+
+def follow(folder: Path, command: str, variables: dict[str, str]) -> None:
+    """Run a command of a document."""
+    words = shlex.split(command)
+    if "shards/build.py" in command and "shards/mine" in words and "index" not in words:
+        shutil.rmtree(folder / "shards/mine", ignore_errors=True)  # another way to make the same
+    if words[0] in CLUSTER or command.startswith(NETWORK):
+        return
+    if words[:2] == ["accelerate", "launch"]:
+        given = launch_command_parser().parse_args(words[2:])
+        assert given.config_file is None or (folder / given.config_file).is_file()
+        settings = (*SHORT, f"data.cache={folder / 'cache'}") if given.training_script == "launch/train.py" else ()
+        processes.run(
+            given.training_script,
+            *given.training_script_args,
+            *settings,
+            world=given.num_processes or 0,
+            variables=variables,
+            folder=folder,
+        ).checked()
+    elif words[0] == "python" and words[1].endswith(".py"):
+        processes.run(*words[1:], folder=folder).checked()
+    else:
+        command = command.replace("--export 1000", "--export 2").replace("--logdir runs", "--logdir runs --inspect")
+        path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+        environment = {"PATH": path, "PYTHONPATH": str(processes.ROOT)}
+        done = subprocess.run(["bash", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("document", ["README.md", "shards/README.md"])
+def test_the_commands_run(folder: Path, document: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [command for command in commands(document) if not command.startswith("python launch/bench.py")]
+    assert len(found) > 12
+    with s3() if any(command.startswith("aws") for command in found) else nullcontext({}) as variables:
+        for command in found:
+            if command.startswith("aws s3 sync"):
+                upload(folder / "shards", "bucket")
+            follow(folder, command, variables)
+    monkeypatch.chdir(folder)
+    for block in commands(document, "python"):
+        array = random_pixels((40, 36, 3))
+        names = {"array": array}
+        exec(block, names)
+        assert names["denoised"].shape == array.shape
+
+
+def test_the_benchmarks_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    monkeypatch.setattr(data, "data", lambda rounds, images: measured.append("data"))
+    monkeypatch.setattr(checkpoint, "checkpoint", lambda rounds: measured.append("checkpoint"))
+    found = [command for name in DOCUMENTS for command in commands(name) if "launch/bench.py" in command]
+    for command in found:
+        monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
+        runpy.run_path(str(processes.ROOT / "launch/bench.py"), run_name="__main__")
+    assert sorted(measured) == ["checkpoint", "data"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_command_stands_where_it_is_not_tested(document: str) -> None:
+    text = (processes.ROOT / document).read_text()
+    assert not re.findall(r"^    (?:python|accelerate|sbatch|pip) .*", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    assert not re.findall(r"^    (?:python|accelerate|sbatch|pip) .*", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/cluster.md"])
+def test_the_messages_that_have_a_remedy_exist(document: str) -> None:
+    foreign = ("`sbatch", "`squeue", "`Requested node", "`CUDA out of memory`")
+    sources, found = said(), messages(document)
+    assert len(found) >= 10
+    for message in found:
+        quoted = re.match(r"`(?:error: |warning: )?(.*?)`", message)
+        if quoted and not message.startswith(foreign):
+            filled_in = re.split(r"\.\.\.|\b[A-Z][A-Z0-9]{2,}\b|\b\d+\b", quoted[1])
+            for part in filter(None, (part.strip(" :") for part in filled_in)):
+                assert part in sources, message
