@@ -92,7 +92,7 @@ def check_objective(noise: Noise, pairs: PairSettings, loss: LossSettings) -> No
         if isinstance(noise, NoNoise):
             raise Refusal(
                 "loss.form matched: needs the noise of the captures: noise.name=poisson-gaussian noise.lam=1/a "
-                "noise.read=sqrt(b)/a, of the noise variance a x + b that shards/audit.py prints"
+                "noise.read=sqrt(b)/a (0 for b below 0), of the noise variance a x + b that shards/audit.py prints"
             )
         if pairs.source == "captures" and isinstance(noise.ends, Sequence):
             raise Refusal(f"noise.{noise.level_name} {noise.ends}: describes the captures; give one number")

@@ -76,14 +76,14 @@ class Row:
         """PSNR with noisy targets minus PSNR with clean ones in dB, by seed."""
         return [noisy.psnr - clean.psnr for noisy, clean in zip(self.noisy, self.clean, strict=True)]
 
-    @property
-    def bias(self) -> list[float]:
-        """Mean bias over the seeds by brightness, not a number where there are few pixels."""
-        tenths = zip(*(zip(m.bias, m.share, strict=True) for m in self.noisy), strict=True)
-        return [
-            statistics.mean(bias for bias, _ in tenth) if min(share for _, share in tenth) >= FEW else math.nan
-            for tenth in tenths
-        ]
+
+def mean_bias(runs: Sequence[Measured]) -> list[float]:
+    """Return the mean bias over the seeds by brightness, not a number where there are few pixels."""
+    tenths = zip(*(zip(run.bias, run.share, strict=True) for run in runs), strict=True)
+    return [
+        statistics.mean(bias for bias, _ in tenth) if min(share for _, share in tenth) >= FEW else math.nan
+        for tenth in tenths
+    ]
 
 
 def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None:
@@ -122,8 +122,9 @@ def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None
 def table(rows: Sequence[Row]) -> str:
     """Lay out the report as Markdown."""
     head = [
-        "| noise, loss | noisy targets, dB | clean targets, dB | gap, dB | standard error | largest bias, levels |",
-        "|---|---|---|---|---|---|",
+        "| noise, loss | noisy targets, dB | clean targets, dB | gap, dB | standard error | largest bias, levels "
+        "| with clean targets |",
+        "|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*head, *map(_line, rows)]) + "\n"
 
@@ -143,15 +144,16 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         ):
             values = [m.psnr for m in measured]
             left.plot(values, [place + shift] * len(values), "o", color=colour, label=label if place == 0 else None)
-        edges = [(k + 0.5) / BINS for k in range(BINS)]
-        right.plot(edges, row.bias, "o-", label=row.name)
+        tenths = [(k + 0.5) / BINS for k in range(BINS)]
+        (line,) = right.plot(tenths, mean_bias(row.noisy), "o-", label=row.name)
+        right.plot(tenths, mean_bias(row.clean), "--", color=line.get_color(), linewidth=1)
     left.set(yticks=range(len(rows)), yticklabels=[row.name for row in rows], xlabel="PSNR in dB, one dot a seed")
     left.invert_yaxis()
     left.set_title("Noisy against clean targets", loc="left")
     left.legend(frameon=False)
     right.axhspan(-0.5, 0.5, color="0.92", zorder=0)
     right.set(xlabel="brightness of the output", ylabel="mean of the output - mean of the clean image, levels of 255")
-    right.set_title("Bias of noisy targets (grey: half a level)", loc="left")
+    right.set_title("Bias of noisy targets (dashed: of clean ones; grey: half a level)", loc="left")
     right.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -217,8 +219,14 @@ def _line(row: Row) -> str:
     noisy, clean = (statistics.mean(m.psnr for m in measured) for measured in (row.noisy, row.clean))
     seeds = len(row.gaps)
     error = f"{statistics.stdev(row.gaps) / math.sqrt(seeds):.3f}" if seeds > 1 else "one seed"
-    worst = max((bias for bias in row.bias if not math.isnan(bias)), key=abs)
-    return f"| {row.name} | {noisy:.3f} | {clean:.3f} | {noisy - clean:+.3f} | {error} | {worst:+.2f} |"
+    with_noisy, with_clean = (
+        max((bias for bias in mean_bias(measured) if not math.isnan(bias)), key=abs)
+        for measured in (row.noisy, row.clean)
+    )
+    return (
+        f"| {row.name} | {noisy:.3f} | {clean:.3f} | {noisy - clean:+.3f} | {error} "
+        f"| {with_noisy:+.2f} | {with_clean:+.2f} |"
+    )
 
 
 def _file_name(name: str) -> str:

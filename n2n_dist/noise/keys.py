@@ -31,6 +31,7 @@ def uniform(seed: int, position: int, purpose: str) -> float:
 def generator(seed: int, position: int, purpose: str, device: torch.device | str) -> torch.Generator:
     """Make the random generator of one sample and purpose on `device`.
 
-    The numbers are equal on all devices of one kind; a CPU and a GPU give different ones.
+    The numbers are equal on all devices of one kind; a CPU and a GPU give different ones. A CPU's generator is seeded
+    by the lower 32 bits of the key: of the fields of a long run some are the same, of two given ones once in 2**32.
     """
     return torch.Generator(device).manual_seed(key(seed, position, purpose))

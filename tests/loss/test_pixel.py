@@ -5,7 +5,7 @@ import torch
 
 from n2n_dist.loss.pixel import LEARNS, pixel_loss
 from n2n_dist.noise import keys
-from n2n_dist.noise.models import Bernoulli, Impulse, Noise, Poisson, Text
+from n2n_dist.noise.models import Bernoulli, Gaussian, Impulse, Noise, Poisson, Text
 
 SIZE = (1, 200, 200)
 
@@ -74,12 +74,24 @@ def best_constant(name: str, noise: Noise, clean: float, level: float, done: flo
         ("l1", Impulse(), 0.9, 0.0, 0.5 / 0.9),  # the median: 0.9 v = 0.5 below the clean value
         ("l1", Text(), 0.3, 0.0, 0.8),
         ("l2", Poisson(), 5.0, 0.0, 0.8),
+        ("l1", Poisson(), 2.0, 0.0, 0.5),  # the median, darker: one photon of 1.6 in the mean
         ("relative_l2", Poisson(), 1000.0, 0.0, 0.8),
     ],
     ids=str,
 )
 def test_the_constant_image_of_least_loss(name: str, noise: Noise, level: float, done: float, expected: float) -> None:
     assert best_constant(name, noise, clean=0.8, level=level, done=done) == pytest.approx(expected, abs=0.016)
+
+
+def test_clipped_targets_lift_black() -> None:
+    targets = Gaussian()(torch.zeros(SIZE), 25, keys.generator(0, 0, "noise-target", "cpu"))
+    values = torch.arange(-100, 101) / 1000
+    best = [
+        values[torch.stack([pixel_loss("l2", value.expand(SIZE), seen) for value in values]).argmin()].item()
+        for seen in (targets, targets.clamp(min=0))
+    ]
+    # the mean of half a Gaussian: 10 levels
+    assert best == pytest.approx([0, 25 / 255 / math.sqrt(2 * math.pi)], abs=0.0015)
 
 
 @pytest.mark.parametrize("clean", [0.02, 0.5, 3.0])
