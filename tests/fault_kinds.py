@@ -104,7 +104,8 @@ def send_signal(round_: Round, arrive: Callable[[Round, Start], object]) -> None
     heard = "a second signal stops without saving" in text
     marker, ended = (round_.run_dir / MARKER).exists(), (round_.run_dir / "last.safetensors").exists()
     if marker:
-        expect(not any(codes) or codes == [1], f"a marker, and exit codes {codes}")
+        late = second and set(codes) <= {0, 1}  # the second one ends ranks that have nothing left to do
+        expect(not any(codes) or codes == [1] or late, f"a marker, and exit codes {codes}")
         expect(not ended, "a marker, and the weights of the end")
         at = re.search(r"saved after step|before the first step", (round_.run_dir / MARKER).read_text())
         expect(at, "the marker does not say what is saved")
@@ -135,9 +136,9 @@ def in_loop(round_: Round, run: Start) -> None:
 
 def in_validation(round_: Round, run: Start) -> None:
     """Wait for some moment of some validation, which begins after the point of its step, and says when it ends."""
-    step = 2 * EVERY * round_.random.randint(1, STEPS // (2 * EVERY))
+    step = round_.random.choice([2 * EVERY, 2 * EVERY, STEPS])  # after the last one there is nothing left to save
     run.wait(lambda: points(round_.run_dir) >= step, 0.002)
-    run.join(round_.random.uniform(0, round_.life / 8))  # about what one takes
+    run.join(round_.random.uniform(0, round_.life / 16))  # about half of what one takes
 
 
 def points(run_dir: Path) -> int:
