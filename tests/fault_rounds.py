@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from n2n_dist.interrupt import MARKER
 from n2n_dist.training.owner import OWNER
 
-STEPS, EVERY = 40, 8
+STEPS, EVERY = 24, 6
 SETTINGS = (
     *processes.TINY,
     "data.batch=6",  # for one, two and three processes
@@ -176,6 +176,8 @@ class Round:
     resumed: bool = False
     lost: int = 0
     """Most steps that were done a second time."""
+    what: str = ""
+    """Which of several things happened."""
 
     def __post_init__(self) -> None:
         self.run_dir = self.folder / "run"
@@ -200,7 +202,7 @@ class Round:
     def again(self, step: int | None = None) -> str:
         """Start it until its end, from the newest checkpoint or that of `step`; return what it says."""
         newest = int(self.committed()[-1].name[5:13]) if self.committed() else 0
-        expected, done = newest if step is None else step, max(logged(self.run_dir), default=0)
+        expected, done = newest if step is None else step, max(curve(self.run_dir, "train/total"), default=(0, 0))[0]
         with self.start() as run:
             codes = run.finish()
             text = run.text()
@@ -218,15 +220,19 @@ class Round:
         for name in ("last.safetensors", "best.safetensors"):
             same = (self.run_dir / name).read_bytes() == (self.whole / name).read_bytes()
             expect(same, f"{name} differs from that of an uninterrupted run")
-        expect(logged(self.run_dir) == list(range(1, STEPS + 1)), f"steps in TensorBoard: {logged(self.run_dir)}")
+        for name, every in (("train/total", 1), ("validation/psnr", 2 * EVERY)):
+            points = curve(self.run_dir, name)
+            steps = [step for step, _ in points]
+            expect(steps == sorted({*range(every, STEPS + 1, every), STEPS}), f"steps of {name}: {steps}")
+            expect(points == curve(self.whole, name), f"the values of {name} differ")
         left = [path.name for path in self.run_dir.rglob("*") if ".tmp" in path.name or path.name.startswith(OWNER)]
         expect(not left, f"left behind: {left}")
         expect(not (self.run_dir / MARKER).exists(), "the marker is still there")
 
 
-def logged(run_dir: Path) -> list[int]:
-    """The steps of the curve of the loss, as TensorBoard shows them."""
+def curve(run_dir: Path, name: str) -> list[tuple[int, float]]:
+    """The points of a curve, step and value, as TensorBoard shows them."""
     if not (run_dir / "tensorboard").is_dir():
         return []
     events = EventAccumulator(str(run_dir / "tensorboard"), {"scalars": 0}).Reload()
-    return [event.step for event in events.Scalars("train/total")] if "train/total" in events.Tags()["scalars"] else []
+    return [(event.step, event.value) for event in events.Scalars(name)] if name in events.Tags()["scalars"] else []

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,12 @@ def campaign(folder: Path, rounds: int, seed: int, faults: list[str], launcher: 
                 shutil.rmtree(round_.folder)
         resumed, lost = sum(round_.resumed for round_ in done), max((round_.lost for round_ in done), default=0)
         seconds = (time.monotonic() - start) / max(len(done) + failed, 1)
-        rows.append((fault, len(done) + failed, resumed, len(done), failed, lost, f"{seconds:.1f}", skipped))
+        counts = Counter(round_.what for round_ in done if round_.what).most_common()
+        what = skipped or ", ".join(f"{count} {what}" for what, count in counts)
+        rows.append((fault, len(done) + failed, resumed, len(done), failed, lost, f"{seconds:.1f}", what))
         good = good and not failed
         print(f"{fault}: {len(done)} of {len(done) + failed} went well {skipped}", flush=True)
-    heads = ("fault", "rounds", "resumed", "bit-equal", "failed", "lost steps", "s a round", "skipped")
+    heads = ("fault", "rounds", "resumed", "bit-equal", "failed", "lost steps", "s a round", "of which")
     widths = [max(len(str(row[i])) for row in [heads, *rows]) for i in range(len(heads))]
     print()
     for row in [heads, *rows]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -51,6 +53,32 @@ def checkpoint(rounds: int) -> None:
                 if done.returncode:
                     raise Refusal(f"accelerate launch of {file}.yaml failed:\n{done.stderr}")
             print(done.stdout[done.stdout.index("checkpoint: ") :], end="", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            start(network, Path(folder), rounds)
+
+
+def start(name: str, folder: Path, rounds: int) -> None:
+    """Time whole runs of one step, from the command to its end, new ones and continued ones in turns."""
+    settings = NETWORKS[name]
+    command = [sys.executable, "launch/train.py", "--config", "configs/demo.yaml", "data.validation=null"]
+    command += ["data.batch=1", f"data.crop={CROP}", "data.workers=0", "loss.perceptual=0", "train.threads=1"]
+    command += [f"model.width={settings.width}", f"model.depths={settings.depths}"]
+    times: dict[int, list[float]] = {1: [], 2: []}
+    """Seconds by train.steps: the first step of a new run, and the second one, for which it is continued."""
+    for number in range(rounds):
+        for steps, seconds in times.items():
+            run = [*command, f"run.dir={folder / str(number)}", f"train.steps={steps}"]
+            begun = time.perf_counter()
+            done = subprocess.run(run, capture_output=True, text=True, check=False)
+            seconds.append(time.perf_counter() - begun)
+            if done.returncode:
+                raise Refusal(f"launch/train.py failed:\n{done.stderr}")
+        shutil.rmtree(folder / str(number))
+    more = [continued - new for new, continued in zip(times[1], times[2], strict=True)]
+    print(f"checkpoint: {name} network, runs of one step from start to end")
+    print(f"  {'a new one takes':28} {_spread(times[1])}")
+    print(f"  {'a continued one takes':28} {_spread(times[2])}")
+    print(f"  {'that is, more':28} {_spread(more)}, wanted at most 2")
 
 
 def measure(name: str, run_dir: Path, rounds: int) -> None:

@@ -1,8 +1,11 @@
 import re
+import subprocess
 from pathlib import Path
 
 import processes
 import pytest
+
+from n2n_dist.benchmark import checkpoint
 
 
 def test_two_processes_measure_their_saves_and_loads(tmp_path: Path) -> None:
@@ -27,3 +30,20 @@ def test_two_processes_measure_their_saves_and_loads(tmp_path: Path) -> None:
         assert float(match[4]) == pytest.approx(float(match[2]), rel=0.1)
     assert not finished.out[1]
     assert len(list((tmp_path / "checkpoints").glob("step-*/__1_0.distcp"))) == 2
+
+
+def test_new_and_continued_runs_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        finished = processes.run(*command[1:])  # forked from one that has imported torch
+        return subprocess.CompletedProcess(command, finished.codes[0], "".join(finished.out), "".join(finished.err))
+
+    monkeypatch.setattr(checkpoint.subprocess, "run", run)
+    checkpoint.start("demo", tmp_path, 1)
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "checkpoint: demo network, runs of one step from start to end"
+    new, continued, more = (float(line[30:38]) for line in lines)
+    assert 0 < new < 60
+    assert more == pytest.approx(continued - new, abs=0.002)
+    assert not list(tmp_path.iterdir())

@@ -149,6 +149,20 @@ def test_tensors_that_are_not_there_are_refused(tmp_path: Path) -> None:
             files.load(tmp_path / "there", wrong)
 
 
+def test_tensors_are_read_into_place_whatever_their_layout(tmp_path: Path) -> None:
+    tensors = {name: torch.randn(*shape) for name, shape in (("a", (3,)), ("b", (8, 4, 3, 3)), ("c", (300, 1000)))}
+    torch.distributed.checkpoint.save(tensors, checkpoint_id=tmp_path, no_dist=True)
+    there = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    there["b"] = there["b"].to(memory_format=torch.channels_last)
+    places = {name: tensor.data_ptr() for name, tensor in there.items()}
+    files.load(tmp_path, there)
+    for name, tensor in tensors.items():
+        assert torch.equal(there[name], tensor), name
+        assert there[name].data_ptr() == places[name], name
+    with pytest.raises(Refusal, match="a is of another size or type there"):
+        files.load(tmp_path, {"a": torch.zeros(3, dtype=torch.float64)})
+
+
 def test_a_process_that_is_lost_while_a_checkpoint_is_read_is_no_reason_to_start_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
