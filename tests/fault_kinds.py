@@ -150,13 +150,14 @@ def points(run_dir: Path) -> int:
 
 def stop(round_: Round) -> None:
     """One rank is stopped, as by a machine that hangs; the others give up, and it does too when it wakes."""
-    round_.settings.append("train.timeout=3")
+    timeout = max(3, int(round_.life))  # a machine that is busy with other things takes longer over a first step
+    round_.settings.append(f"train.timeout={timeout}")
     rank = round_.random.randrange(round_.world)
     with round_.start() as run:
         run.wait(lambda: bool(round_.committed()), 0.01)
         run.join(round_.random.uniform(0, round_.life / 4))
         run.kill(signal.SIGSTOP, [rank])
-        run.join(14)
+        run.join(timeout + 11)
         run.kill(signal.SIGCONT, [rank])
         codes = run.finish(30)
         text = run.text()
