@@ -28,8 +28,6 @@ CHARTS = {
     "share of the time waiting for data": ["speed/waiting_for_data"],
 }
 """What to look at first, on TensorBoard's page of custom scalars: title of a chart, and its curves."""
-COLUMNS = ("optim.lr", "data.batch", "model.width", "noise.name", "loss.pixel")
-"""Settings that TensorBoard's table of hparams shows without being asked: it has room for five."""
 STRAGGLER_RATIO = 1.5
 """A rank that takes this many times the median is worth a warning."""
 STRAGGLER_SECONDS = 10.0
@@ -94,7 +92,7 @@ class Tracker:
 
     def settings(self, settings: Mapping[str, object], measured: Sequence[str]) -> None:
         """List the run under TensorBoard's hparams: its settings beside the last values of the `measured` curves."""
-        given = {name: settings[name] for name in (*COLUMNS, *settings) if settings[name] is not None}
+        given = {name: value for name, value in settings.items() if value is not None}
         values = {name: value if isinstance(value, int | float) else str(value) for name, value in given.items()}
 
         def add(writer: SummaryWriter) -> None:
