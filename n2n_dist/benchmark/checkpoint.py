@@ -63,8 +63,8 @@ def start(name: str, folder: Path, rounds: int) -> None:
     command = [sys.executable, "launch/train.py", "--config", "configs/demo.yaml", "data.validation=null"]
     command += ["data.batch=1", f"data.crop={CROP}", "data.workers=0", "loss.perceptual=0", "train.threads=1"]
     command += [f"model.width={settings.width}", f"model.depths={settings.depths}"]
+    # by train.steps: the first step of a new run, and the second one, for which it is continued
     times: dict[int, list[float]] = {1: [], 2: []}
-    """Seconds by train.steps: the first step of a new run, and the second one, for which it is continued."""
     for number in range(rounds):
         for steps, seconds in times.items():
             run = [*command, f"run.dir={folder / str(number)}", f"train.steps={steps}"]
