@@ -17,7 +17,7 @@ import numpy as np
 
 from n2n_dist.benchmark.encodings import tiles_of
 from n2n_dist.data.build import build
-from n2n_dist.data.cut import Sample, SourceFile, cut
+from n2n_dist.data.cut import SourceFile, Tile, cut
 from n2n_dist.data.image import find_images, read_image, write_image
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping, find_scenes
@@ -48,9 +48,9 @@ def building(images: Path | None, rounds: int) -> None:
             alone = needed = 0.0
             for scene in scenes:
                 start = time.process_time()
-                samples = cut([SourceFile(source / scene.name, Options())], 0, scene)
+                tiles = cut([SourceFile(source / scene.name, Options())], 0, scene)
                 middle = time.process_time()
-                _digest_and_write(samples, folder / "tiles")
+                _digest_and_write(tiles, folder / "tiles")
                 alone, needed = alone + middle - start, needed + time.process_time() - middle
             start = time.process_time()
             build(source, folder / "built", Options())
@@ -66,12 +66,12 @@ def building(images: Path | None, rounds: int) -> None:
     print(f"  building, speed of 2 jobs / 1 job on {cores} cores: {_spread(jobs)}, wanted {1.6 if cores > 1 else 1}")
 
 
-def _digest_and_write(samples: list[Sample] | str, path: Path) -> None:
-    assert not isinstance(samples, str), samples
+def _digest_and_write(tiles: list[Tile] | str, path: Path) -> None:
+    assert not isinstance(tiles, str), tiles
     digest = hashlib.sha256()
     with path.open("ab") as file:
-        for members in samples:
-            for _, content in members:
+        for tile in tiles:
+            for content in tile.members.values():
                 digest.update(content)
                 file.write(content)
 

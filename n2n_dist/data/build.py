@@ -18,8 +18,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from n2n_dist.data.cut import Sample, SourceFile, cut
-from n2n_dist.data.indexing import index_tar, sync, write_json, write_list
+from n2n_dist.data.cut import SourceFile, Tile, cut
+from n2n_dist.data.indexing import list_members, sync, write_json, write_list
+from n2n_dist.data.members import Sample
 from n2n_dist.data.order import permutation
 from n2n_dist.data.plan import BUILDING, PLAN, Group, Options, Report, make_plan, read_plan, working_folder
 from n2n_dist.data.shard import INDEX, Shard, check_tar
@@ -146,44 +147,60 @@ def _build_groups(
 
 
 def _write_group(
-    folder: Path, group: Group, scenes: Iterator[list[Sample] | str], disk: Executor, skipped: _Skipped
-) -> tuple[list[TarWriter], Report]:
+    folder: Path, group: Group, scenes: Iterator[list[Tile] | str], disk: Executor, skipped: _Skipped
+) -> tuple[list[_ShardWriter], Report]:
     """Deal the tiles of the next scenes, those of a group, over its tars."""
     total = sum(group.tiles)
     places = permutation(total, f"tiles/{group.number}") * group.shards // total
-    tars: dict[int, TarWriter] = {}
+    shards: dict[int, _ShardWriter] = {}
     report, start = Report(), 0
     for tiles in group.tiles:
-        samples = next(scenes)
-        if isinstance(samples, str):  # why there are none
-            report.bad.append(samples)
-            skipped.add([samples])
+        found = next(scenes)
+        if isinstance(found, str):  # why there are none
+            report.bad.append(found)
+            skipped.add([found])
         else:
             report.scenes += 1
             report.tiles += tiles
-            for sample, place in zip(samples, places[start : start + tiles].tolist(), strict=True):
-                if place not in tars:
-                    tars[place] = TarWriter(folder / f"shard-{group.first_shard + place:06d}.tar", disk)
-                tars[place].add(sample)
+            for tile, place in zip(found, places[start : start + tiles].tolist(), strict=True):
+                if place not in shards:
+                    shards[place] = _ShardWriter(folder / f"shard-{group.first_shard + place:06d}.tar", disk)
+                shards[place].add(tile)
         start += tiles
-    return [tars[place] for place in sorted(tars)], report
+    return [shards[place] for place in sorted(shards)], report
 
 
-def _finish_group(partial: Path, group: Group, tars: Sequence[TarWriter], report: Report) -> None:
-    """Index the tars of a group, and only when all is on the disk say that they are there."""
-    shards = [index_tar(tar.path, sha256=tar.finish()) for tar in tars]
+def _finish_group(partial: Path, group: Group, written: Sequence[_ShardWriter], report: Report) -> None:
+    """End the tars of a group, and only when all is on the disk say that they are there."""
+    shards = [writer.finish() for writer in written]
     (partial / group.folder).mkdir(exist_ok=True)
-    for tar in tars:
-        for path in tar.path.parent.glob(f"{tar.path.stem}.*"):
+    for writer in written:
+        for path in writer.path.parent.glob(f"{writer.path.stem}.*"):
             path.replace(partial / group.folder / path.name)
     sync(partial / group.folder)
     sync(partial)
     write_json(_done(partial, group), {"shards": shards, **vars(report)})
 
 
+class _ShardWriter:
+    """A new tar, and the list of its members, made while it is written."""
+
+    def __init__(self, path: Path, disk: Executor) -> None:
+        self.path = path
+        self._tar = TarWriter(path, disk)
+        self._samples: list[Sample] = []
+
+    def add(self, tile: Tile) -> None:
+        self._samples.append(tile.sample(self._tar.add(tile.members)))
+
+    def finish(self) -> Shard:
+        """Wait until both are on the disk; called in `disk`."""
+        return list_members(self.path, self._samples, self._tar.finish())
+
+
 def _cut_all(
     source: Path, groups: Sequence[Group], options: Options, jobs: int
-) -> Generator[list[Sample] | str, None, None]:
+) -> Generator[list[Tile] | str, None, None]:
     """Cut the scenes of groups in order; a scene that cannot be read gives why."""
     opened = functools.lru_cache(FILES_KEPT)(functools.partial(SourceFile, options=options))
     tasks = (
@@ -195,7 +212,7 @@ def _cut_all(
         for task in tasks:
             yield task()
         return
-    waiting: deque[Future[list[Sample] | str]] = deque()
+    waiting: deque[Future[list[Tile] | str]] = deque()
     pool = ThreadPoolExecutor(jobs)
     try:
         for task in tasks:

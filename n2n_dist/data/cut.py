@@ -10,12 +10,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from n2n_dist.data.image import Image, encode, read_frames
+from n2n_dist.data.members import Member, Sample
 from n2n_dist.data.plan import Options, origins
 from n2n_dist.data.scenes import Scene
 from n2n_dist.errors import Refusal
 
-Sample = list[tuple[str, bytes]]
-"""Name and content of every member of a sample, in the order in which they stand in a tar."""
+
+@dataclass
+class Tile:
+    """The same window of all images of a scene: one sample of a shard."""
+
+    key: str
+    members: dict[str, bytes]
+    """Content by name, in the order in which they stand in a tar."""
+    captures: list[str]
+    """Names of the members that are captures, in the order of the scene."""
+    clean: str | None
+    """Name of the member that is the clean reference."""
+    shape: tuple[int, int, int]
+    """Height, width and channels of every image."""
+    dtype: str
+    black: float
+    white: float
+
+    def sample(self, offsets: dict[str, int]) -> Sample:
+        """Describe the tile as it stands in a tar, where the contents of its members begin at `offsets`."""
+
+        def member(name: str) -> Member:
+            return Member(name.rpartition(".")[2], offsets[name], len(self.members[name]))
+
+        captures = [member(name) for name in self.captures]
+        clean = member(self.clean) if self.clean else None
+        return Sample(self.key, captures, clean, self.shape, self.dtype, self.black, self.white)
 
 
 @dataclass
@@ -47,34 +73,48 @@ class SourceFile:
         return self._frames
 
 
-def cut(files: Sequence[SourceFile], number: int, scene: Scene) -> list[Sample] | str:
+def cut(files: Sequence[SourceFile], number: int, scene: Scene) -> list[Tile] | str:
     """Return the tiles of scene `number`, whose frames are in `files`, or, if it cannot be read, why."""
     options = files[0].options
     try:
         images = _read_scene(files, scene)
-        names = [*map(str, range(len(scene.captures))), *(["clean"] if scene.clean else [])]
         slug = re.sub(r"[^A-Za-z0-9]+", "-", scene.name.rpartition(".")[0] or scene.name)[-48:].strip("-")
-        samples = []
-        for top in origins(scene.size[0], options.tile):
-            for left in origins(scene.size[1], options.tile):
-                about = {
-                    "source": scene.captures[0].file,
-                    "scene": scene.name,
-                    "top": top,
-                    "left": left,
-                    "black": images[0].black,
-                    "white": images[0].white,
-                    "bit_depth": images[0].pixels.dtype.itemsize * 8,
-                }
-                key = f"{number:06d}-{slug}-{top:05d}-{left:05d}"
-                sample = [(f"{key}.json", json.dumps(about, sort_keys=True).encode())]
-                for name, image in zip(names, images, strict=True):
-                    pixels = image.pixels[top : top + options.tile, left : left + options.tile]
-                    sample.append((f"{key}.{name}.{options.encoding}", encode(pixels, f".{options.encoding}")))
-                samples.append(sorted(sample))
+        return [
+            _tile(images, scene, f"{number:06d}-{slug}-{top:05d}-{left:05d}", top, left, options)
+            for top in origins(scene.size[0], options.tile)
+            for left in origins(scene.size[1], options.tile)
+        ]
     except Refusal as refusal:
         return str(refusal)
-    return samples
+
+
+def _tile(images: Sequence[Image], scene: Scene, key: str, top: int, left: int, options: Options) -> Tile:
+    """Encode the window at `top`, `left` of the captures of a scene and, last, its clean reference."""
+    windows = [image.pixels[top : top + options.tile, left : left + options.tile] for image in images]
+    places = [*map(str, range(len(scene.captures))), *(["clean"] if scene.clean else [])]
+    names = [f"{key}.{place}.{options.encoding}" for place in places]
+    black, white = images[0].black, images[0].white
+    about = {
+        "source": scene.captures[0].file,
+        "scene": scene.name,
+        "top": top,
+        "left": left,
+        "black": black,
+        "white": white,
+        "bit_depth": windows[0].dtype.itemsize * 8,
+    }
+    members = {name: encode(window, f".{options.encoding}") for name, window in zip(names, windows, strict=True)}
+    members[f"{key}.json"] = json.dumps(about, sort_keys=True).encode()
+    return Tile(
+        key=key,
+        members=dict(sorted(members.items())),
+        captures=names[: len(scene.captures)],
+        clean=names[-1] if scene.clean else None,
+        shape=windows[0].shape,
+        dtype=str(windows[0].dtype),
+        black=float(black),
+        white=float(white),
+    )
 
 
 def _read_scene(files: Sequence[SourceFile], scene: Scene) -> list[Image]:

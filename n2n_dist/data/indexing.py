@@ -43,14 +43,13 @@ def write_index(folder: Path, black: float | None = None, white: float | None = 
     return shards
 
 
-def index_tar(tar: Path, black: float | None = None, white: float | None = None, sha256: str | None = None) -> Shard:
-    """Look at every sample of a tar, write its members beside it, and describe it.
+def index_tar(tar: Path, black: float | None = None, white: float | None = None) -> Shard:
+    """Look at every sample of a tar, write the list of its members beside it, and describe it.
 
     Args:
         tar: the shard.
         black: as for `write_index`.
         white: as for `write_index`.
-        sha256: of its bytes, if known.
 
     Raises:
         Refusal: it is damaged or empty, or a sample cannot be used.
@@ -59,13 +58,25 @@ def index_tar(tar: Path, black: float | None = None, white: float | None = None,
     samples = list(_scan(tar, black, white))
     if not samples:
         raise Refusal(f"{tar}: no sample in it; remove it or build it again")
+    return list_members(tar, samples, _sha256(tar))
+
+
+def list_members(tar: Path, samples: Sequence[Sample], sha256: str) -> Shard:
+    """Write the list of the members of a tar beside it, and describe it.
+
+    Args:
+        tar: the shard.
+        samples: all that it holds, at least one.
+        sha256: of its bytes.
+
+    """
     members = tar.with_suffix(MEMBERS)
     write_json(members, samples)
     return Shard(
         name=tar.name,
         samples=len(samples),
         bytes=tar.stat().st_size,
-        sha256=sha256 or _sha256(tar),
+        sha256=sha256,
         index_bytes=members.stat().st_size,
         index_sha256=_sha256(members),
         channels=sorted({sample.shape[2] for sample in samples}),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
@@ -34,12 +34,15 @@ class TarWriter:
         self._bytes = self._unsynced = 0
         self._syncs: list[Future[None]] = []
 
-    def add(self, members: Sequence[tuple[str, bytes]]) -> None:
-        """Append members, each a name and its content."""
-        for name, content in members:
+    def add(self, members: Mapping[str, bytes]) -> dict[str, int]:
+        """Append members, contents by name; return where each content begins in the tar."""
+        offsets = {}
+        for name, content in members.items():
             self._write(_header(name, len(content)))
+            offsets[name] = self._bytes
             self._write(content)
             self._write(bytes(-len(content) % tarfile.BLOCKSIZE))
+        return offsets
 
     def finish(self) -> str:
         """Write the end mark, wait until everything is on the disk, and return the sha256; call it in `disk`."""

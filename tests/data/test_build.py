@@ -19,7 +19,7 @@ from processes import ROOT
 from n2n_dist.data import cut
 from n2n_dist.data.build import build, merge
 from n2n_dist.data.image import Image, write_frames, write_image
-from n2n_dist.data.indexing import verify
+from n2n_dist.data.indexing import verify, write_index
 from n2n_dist.data.members import read_pixels
 from n2n_dist.data.plan import SHARDS, VALIDATION, Options, read_plan
 from n2n_dist.data.scenes import Grouping
@@ -192,6 +192,21 @@ def test_the_same_images_give_the_same_bytes(tmp_path: Path, write_images: Calla
         assert {(m.mtime, m.uname, m.gname, m.mode) for m in archive} == {(0, "n2n", "n2n", 0o644)}
 
 
+@pytest.mark.parametrize(
+    ("dtype", "encoding"), [(np.uint8, "npy"), (np.uint8, "webp"), (np.uint16, "png"), (np.float32, "npy")]
+)
+def test_the_index_made_while_writing_is_that_of_the_tars(tmp_path: Path, dtype: type, encoding: str) -> None:
+    for scene in "ab":
+        for name in (*map(str, range(11)), "clean"):
+            write_image(tmp_path / "in" / scene / f"{name}.tif", random_pixels((20, 40, 3), dtype))
+    grouping, levels = Grouping("folder", clean="clean"), {"black": 0.125, "white": 0.75}
+    build(tmp_path / "in", tmp_path / "out", Options(grouping, tile=32, encoding=encoding, shard_samples=2, **levels))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    write_index(tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert Index([tmp_path / "out"]).sample(0)[1].captures[10].extension == encoding
+
+
 def test_held_out_scenes_are_spread_and_not_trained_on(tmp_path: Path, write_images: Callable[..., Path]) -> None:
     names = [f"{number}.png" for number in range(10)]
     source = write_images(*names)
@@ -271,8 +286,8 @@ def counted(function):
 os.fsync = lambda descriptor: None  # a kill loses nothing that was written
 Path.replace, Path.rename = counted(Path.replace), counted(Path.rename)
 cut.encode, tar.TarWriter.finish = counted(cut.encode), counted(tar.TarWriter.finish)
-build.index_tar, build.sync, build.shutil.rmtree = map(counted, (build.index_tar, build.sync, build.shutil.rmtree))
-Path.unlink = counted(Path.unlink)
+build.list_members, build.sync = counted(build.list_members), counted(build.sync)
+build.shutil.rmtree, Path.unlink = counted(build.shutil.rmtree), counted(Path.unlink)
 
 def killed(at, to, jobs):
     global last

@@ -17,14 +17,14 @@ def test_tiles_of_a_scene_and_its_reference_are_members_in_a_fixed_order(tmp_pat
         write_image(tmp_path / f"{name}.png", pixels)
     files = [SourceFile(tmp_path / f"{name}.png", Options(tile=32)) for name in images]
     scene = Scene("s 1", "s", [Frame("a.png"), Frame("b.png")], (16, 40), Frame("c.png"))
-    samples = cut(files, 7, scene)
-    assert len(samples) == 2
-    for members, left in zip(samples, (0, 8), strict=True):
+    tiles = cut(files, 7, scene)
+    assert len(tiles) == 2
+    for tile, left in zip(tiles, (0, 8), strict=True):
         key = f"000007-s-1-00000-{left:05d}"
-        assert [name for name, _ in members] == [f"{key}.{end}" for end in ("0.npy", "1.npy", "clean.npy", "json")]
-        for (_, content), pixels in zip(members, images.values(), strict=False):
+        assert list(tile.members) == [f"{key}.{end}" for end in ("0.npy", "1.npy", "clean.npy", "json")]
+        for content, pixels in zip(tile.members.values(), images.values(), strict=False):
             np.testing.assert_array_equal(np.load(io.BytesIO(content)), pixels[:, left : left + 32])
-        about = json.loads(members[-1][1])
+        about = json.loads(tile.members[f"{key}.json"])
         assert (about["scene"], about["top"], about["left"], about["bit_depth"]) == ("s 1", 0, left, 16)
 
 

@@ -18,12 +18,15 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/.\0"), min_siz
 SAMPLES = st.dictionaries(NAMES, st.lists(st.binary(max_size=1500), min_size=1, max_size=3), max_size=12)
 
 
-def write(path: Path, samples: list[list[tuple[str, bytes]]]) -> str:
+def write(path: Path, samples: list[dict[str, bytes]]) -> str:
     with ThreadPoolExecutor(1) as disk:
         writer = TarWriter(path, disk)
-        for members in samples:
-            writer.add(members)
-        return disk.submit(writer.finish).result()
+        offsets = [writer.add(members) for members in samples]
+        digest = disk.submit(writer.finish).result()
+    content = path.read_bytes()
+    for members, places in zip(samples, offsets, strict=True):
+        assert {name: content[places[name] : places[name] + len(members[name])] for name in members} == members
+    return digest
 
 
 @given(samples=SAMPLES)
@@ -35,7 +38,7 @@ def test_bytes_are_those_of_the_writer_of_webdataset(
     with (folder / "theirs.tar").open("wb") as file, webdataset.TarWriter(file, **fixed) as theirs:
         for key, contents in samples.items():
             theirs.write({"__key__": key, **{f"{n}.npy": content for n, content in enumerate(contents)}})
-    ours = [[(f"{key}.{n}.npy", content) for n, content in enumerate(contents)] for key, contents in samples.items()]
+    ours = [{f"{key}.{n}.npy": content for n, content in enumerate(contents)} for key, contents in samples.items()]
     digest = write(folder / "ours.tar", ours)
     assert (folder / "ours.tar").read_bytes() == (folder / "theirs.tar").read_bytes()
     assert digest == hashlib.sha256((folder / "ours.tar").read_bytes()).hexdigest()
@@ -58,7 +61,7 @@ def test_what_is_written_is_sent_to_the_disk_meanwhile_and_at_the_end(
 
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(module, "UNSYNCED", 1 << 20)
-    write(tmp_path / "a.tar", [[(f"{number}.npy", bytes(1 << 19))] for number in range(8)])
+    write(tmp_path / "a.tar", [{f"{number}.npy": bytes(1 << 19)} for number in range(8)])
     assert len(on_disk) > 2
     assert on_disk[-1] == (tmp_path / "a.tar").stat().st_size
 
@@ -74,7 +77,7 @@ def test_an_error_of_the_disk_while_writing_is_not_lost(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "fsync", failing)
     monkeypatch.setattr(module, "UNSYNCED", 1000)
     with pytest.raises(OSError, match="Input/output error"):
-        write(tmp_path / "a.tar", [[("0.npy", bytes(2000))]] * 3)
+        write(tmp_path / "a.tar", [{"0.npy": bytes(2000)}] * 3)
 
 
 def test_building_does_not_import_torch(write_images: Callable[..., Path], tmp_path: Path) -> None:
