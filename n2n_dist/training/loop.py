@@ -112,11 +112,11 @@ def _train(
     )
 
     # networks, validation, optimiser
-    torch.manual_seed(config.run.seed)
     crop = config.pairs.network_crop(config.data.crop)
-    network = ResUNet(config.model, crop).to(backend.device)
-    ema = ResUNet(config.model, crop).to(backend.device).to(memory_format=memory_format(config.train))
-    ema.eval().requires_grad_(False)
+    with torch.device("meta"):  # no numbers yet: drawing those of a large network takes seconds
+        network, ema = (ResUNet(config.model, crop) for _ in range(2))
+    network, ema = (net.to_empty(device=backend.device) for net in (network, ema))
+    ema.to(memory_format=memory_format(config.train)).eval().requires_grad_(False)
     features = config.loss.extractor(channels)
     features = features.to(backend.device) if features is not None else None
     arrange(network, features, config.train, backend)
@@ -143,8 +143,7 @@ def _train(
         path, progress = found
         checkpoints.load(path, network, ema, optimizer, progress)
     else:
-        if config.run.init:
-            _start_from(network, config.run.init)
+        _initialise(network, config.run)
         ema.load_state_dict(network.state_dict())
     example = torch.zeros(plan.micro_batch, channels, crop, crop)
     example = example.to(backend.device, memory_format=memory_format(config.train))
@@ -301,12 +300,16 @@ def _train(
     backend.close()
 
 
-def _start_from(network: ResUNet, weights: str) -> None:
+def _initialise(network: ResUNet, settings: RunSettings) -> None:
+    """Fill the network with the weights of `run.init`, or with those that the seed draws."""
+    torch.manual_seed(settings.seed)
+    start = load_model(settings.init) if settings.init else ResUNet(network.settings, network.crop)
     try:
-        network.load_state_dict(load_model(weights).state_dict())
+        network.load_state_dict(start.state_dict())
     except RuntimeError as error:
         raise Refusal(
-            f"run.init {weights}: weights of another network ({error}); give the model.* settings it was trained with"
+            f"run.init {settings.init}: weights of another network ({error}); give the model.* settings it was trained "
+            "with"
         ) from None
 
 
