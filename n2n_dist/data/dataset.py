@@ -21,6 +21,8 @@ from n2n_dist.noise import keys
 
 ATTEMPTS = 100
 """Samples that are tried in the place of a damaged one."""
+SYMMETRIES = 8
+"""Of a square: a crop is seen in one of them."""
 SOURCES = {
     "image": ["the first capture"],
     "capture": ["a capture"],
@@ -216,22 +218,15 @@ class CropDataset(torch.utils.data.Dataset):
         return number, [Image(np.zeros((height, width, channels), np.uint8), 0.0, 1.0)] * images, bad
 
     def _crops(self, position: int, number: int) -> list[Image]:
-        def draw(purpose: str, bound: int) -> int:
-            return keys.integer(self.seed, position, purpose, bound)
-
         tar, sample = self.index.sample(number)
-        height, width, _ = sample.shape
-        window = (
-            draw("top", height - self.crop + 1),
-            draw("left", width - self.crop + 1),
-            self.crop,
-            self.crop,
-        )
-        turns, flip = draw("quarter-turns", 4), draw("flip", 2)
+        rows, columns = (length - self.crop + 1 for length in sample.shape[:2])
+        # one draw for all: hashing takes as long as reading
+        place, symmetry = divmod(keys.integer(self.seed, position, "crop", rows * columns * SYMMETRIES), SYMMETRIES)
+        window = (*divmod(place, columns), self.crop, self.crop)
 
         def read(member: Member) -> Image:
             pixels = read_window(tar, sample, member, window)
-            return Image(_symmetry(pixels, turns, flip == 1), sample.black, sample.white)
+            return Image(_symmetry(pixels, symmetry), sample.black, sample.white)
 
         if self.source == "image":
             return [read(sample.captures[0])]
@@ -288,11 +283,12 @@ def take_turns(captures: int, turn: int) -> list[int]:
     return [first, *((first + 1 + (step + k) % others) % captures for k in range(others))]
 
 
-def _symmetry(pixels: np.ndarray, turns: int, flip: bool) -> np.ndarray:
-    """Return one of the eight symmetries of the square: quarter turns to the left, then left and right exchanged.
+def _symmetry(pixels: np.ndarray, symmetry: int) -> np.ndarray:
+    """Return one of the eight symmetries of the square: 0 to 3 quarter turns to the left, and the same mirrored.
 
     A view, as of `numpy.rot90`, which costs more time than it takes to copy a row.
     """
+    turns, flip = symmetry % 4, symmetry >= 4
     upside_down, mirrored = turns in (2, 3), turns in (1, 2)
     pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
     pixels = pixels.swapaxes(0, 1) if turns % 2 else pixels

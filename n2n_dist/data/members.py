@@ -204,7 +204,7 @@ class Records:
     def _read(self, place: int) -> Sample:
         start, end = self._ends[place : place + 2].tolist()
         try:
-            record = json.loads(_read_at(self._members, end - start - 1, start + 1))
+            record, _ = _decode_one(_read_at(self._members, end - start - 1, start + 1).decode())
             record["captures"] = [Member(**member) for member in record["captures"]]
             record["clean"] = record["clean"] and Member(**record["clean"])
             record["shape"] = tuple(record["shape"])
@@ -227,15 +227,16 @@ def _scan_records(data: bytes) -> np.ndarray:
     Between two ends stand a separator of one character and an element.
     """
     text = data.decode("latin-1")  # one character a byte
-    decode_one, end, ends = json.JSONDecoder().raw_decode, 0, [0]
+    end, ends = 0, [0]
     while text[end : end + 1] in ("[", ","):
-        _, end = decode_one(text, end + 1)
+        _, end = _decode_one(text, end + 1)
         ends.append(end)
     if text[end:].rstrip() != "]":
         raise ValueError(f"not a list of records at byte {end}")
     return np.array(ends)
 
 
+_decode_one = json.JSONDecoder().raw_decode
 _open = functools.lru_cache(maxsize=2 * SHARDS_OPEN)(_OpenFile)  # a shard's tar and its list
 records = functools.lru_cache(maxsize=SHARDS_OPEN)(Records)
 

@@ -115,13 +115,11 @@ class Order:
         """Return the samples at the given places of an epoch's line, which ascend."""
         shards, ends = self._epoch(epoch)
         places = np.searchsorted(ends, line, side="right")
+        here = shards[places]
+        numbers, offsets = self._starts[here], line - (ends[places] - self.sizes[here])
         cuts = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(line)]
-        numbers = np.empty_like(line)
         for start, stop in itertools.pairwise(cuts):
-            place = places[start]
-            shard = int(shards[place])
-            offsets = line[start:stop] - (ends[place] - self.sizes[shard])
-            numbers[start:stop] = self._starts[shard] + self._inside(epoch, shard)[offsets]
+            numbers[start:stop] += self._inside(epoch, int(here[start]))[offsets[start:stop]]
         return numbers
 
     def _permute_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,8 @@ from n2n_dist.pairs import PairSettings
 from n2n_dist.training.watchdog import lost_process
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
+"""Counted up where a continued run would not see the same crops or noise, too."""
 NUMBERS = b"/data/0"
 """End of the name under which torch.save stores the numbers of a tensor."""
 DAMAGE = (OSError, ValueError, KeyError, TypeError)

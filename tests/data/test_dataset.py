@@ -317,10 +317,10 @@ def test_crops_are_to_the_bit_what_read_pixels_gives(tmp_path: Path, dtype: type
         if source == "captures":
             first = take_turns(2, keys.integer(7, number, "first-pair", 2) + position // 4)[0]
             members = [sample.captures[first], sample.captures[1 - first]]
-        window = (keys.integer(7, position, "top", 5), keys.integer(7, position, "left", 9), 16, 16)
+        top, left, flip, turns = np.unravel_index(keys.integer(7, position, "crop", 5 * 9 * 8), (5, 9, 2, 4))
         for member, found in zip(members, image, strict=True):
-            crop = np.rot90(read_pixels(tar, sample, member, window), keys.integer(7, position, "quarter-turns", 4))
-            crop = crop[:, ::-1] if keys.integer(7, position, "flip", 2) else crop
+            crop = np.rot90(read_pixels(tar, sample, member, (top, left, 16, 16)), turns)
+            crop = crop[:, ::-1] if flip else crop
             np.testing.assert_array_equal(found.numpy(), crop.transpose(2, 0, 1))
 
 
@@ -342,7 +342,7 @@ def test_samples_of_several_types_and_ranges_share_a_batch(tmp_path: Path) -> No
 def test_symmetries_are_those_of_numpy(turns: int, flip: bool, height: int, width: int) -> None:
     pixels = random_pixels((height, width, 2))
     turned = np.rot90(pixels, turns)
-    np.testing.assert_array_equal(_symmetry(pixels, turns, flip), turned[:, ::-1] if flip else turned)
+    np.testing.assert_array_equal(_symmetry(pixels, turns + 4 * flip), turned[:, ::-1] if flip else turned)
 
 
 @pytest.mark.parametrize(
