@@ -194,7 +194,7 @@ class _ShardWriter:
         self._samples.append(tile.sample(self._tar.add(tile.members)))
 
     def finish(self) -> Shard:
-        """Wait until both are on the disk; called in `disk`."""
+        """Wait until tar and list are on the disk, and describe the shard; call it in `disk`."""
         return list_members(self.path, self._samples, self._tar.finish())
 
 

@@ -219,10 +219,10 @@ class CropDataset(torch.utils.data.Dataset):
 
     def _crops(self, position: int, number: int) -> list[Image]:
         tar, sample = self.index.sample(number)
-        rows, columns = (length - self.crop + 1 for length in sample.shape[:2])
+        tops, lefts = (length - self.crop + 1 for length in sample.shape[:2])
         # one draw for all: hashing takes as long as reading
-        place, symmetry = divmod(keys.integer(self.seed, position, "crop", rows * columns * SYMMETRIES), SYMMETRIES)
-        window = (*divmod(place, columns), self.crop, self.crop)
+        place, symmetry = divmod(keys.integer(self.seed, position, "crop", tops * lefts * SYMMETRIES), SYMMETRIES)
+        window = (*divmod(place, lefts), self.crop, self.crop)
 
         def read(member: Member) -> Image:
             pixels = read_window(tar, sample, member, window)

@@ -164,8 +164,8 @@ def _npy_layout(start: bytes, size: int) -> tuple[tuple[int, ...], np.dtype, int
     with damage_refused():
         head, length = (10, start[8:10]) if start[6:7] == b"\1" else (12, start[8:12])
         shape, dtype, fortran, offset = _npy_header(start[: head + int.from_bytes(length, "little")])
-    if math.prod(shape) > MAX_PIXELS:
-        raise Refusal(f"claims {math.prod(shape):,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")
+    if math.prod(shape[:2]) > MAX_PIXELS:
+        raise Refusal(f"claims {math.prod(shape[:2]):,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")
     if fortran:  # rows are taken out of the file
         raise Refusal("an array in Fortran order; save numpy.ascontiguousarray of it")
     if size != offset + math.prod(shape) * dtype.itemsize:

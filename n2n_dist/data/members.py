@@ -204,7 +204,10 @@ class Records:
     def _read(self, place: int) -> Sample:
         start, end = self._ends[place : place + 2].tolist()
         try:
-            record, _ = _decode_one(_read_at(self._members, end - start - 1, start + 1).decode())
+            text = _read_at(self._members, end - start - 1, start + 1).decode()
+            record, length = _decode_one(text)
+            if length != len(text):
+                raise ValueError("was changed in place")
             record["captures"] = [Member(**member) for member in record["captures"]]
             record["clean"] = record["clean"] and Member(**record["clean"])
             record["shape"] = tuple(record["shape"])

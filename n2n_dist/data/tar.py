@@ -27,7 +27,6 @@ class TarWriter:
             disk: a single thread, in which the bytes are sent to the disk while others are made.
 
         """
-        self.path = path
         self._disk = disk
         self._file = path.open("wb")
         self._sha256 = hashlib.sha256()

@@ -88,6 +88,13 @@ class ResUNet(nn.Module):
                     if isinstance(module, SqueezeExcitation):
                         module.window = crop // (settings.stem * 2**level)
 
+    @classmethod
+    def empty(cls, settings: ModelSettings, crop: int, device: torch.device) -> ResUNet:
+        """Build a network whose weights are loaded next: drawing those of a large one takes seconds."""
+        with torch.device("meta"):
+            network = cls(settings, crop)
+        return network.to_empty(device=device)
+
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         """Denoise a batch.
 

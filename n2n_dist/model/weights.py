@@ -66,7 +66,7 @@ def load_model(weights: str | Path, device: torch.device | None = None) -> ResUN
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["n2n_dist"])
-        model = ResUNet(ModelSettings(**about["model"]), about["crop"])
+        model = ResUNet.empty(ModelSettings(**about["model"]), about["crop"], torch.device("cpu"))
         model.load_state_dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise Refusal(f"{path}: not weights written by this package, or damaged ({error})") from None

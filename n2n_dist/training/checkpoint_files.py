@@ -38,7 +38,7 @@ from n2n_dist.training.watchdog import lost_process
 
 MANIFEST = "manifest.json"
 FORMAT = 3
-"""Counted up where a continued run would not see the same crops or noise, too."""
+"""Counted up when the files change, and when a continued run would see other crops or noise."""
 NUMBERS = b"/data/0"
 """End of the name under which torch.save stores the numbers of a tensor."""
 DAMAGE = (OSError, ValueError, KeyError, TypeError)
@@ -258,9 +258,7 @@ def export(path: Path, weights: Path) -> None:
     identity = progress.identity
     settings = {key.removeprefix("model."): value for key, value in identity.items() if key.startswith("model.")}
     crop = PairSettings(source=identity["pairs.source"]).network_crop(identity["data.crop"])
-    with torch.device("meta"):  # initial weights would cost time and draw from the global generator
-        ema = ResUNet(ModelSettings(**settings), crop)
-    ema.to_empty(device="cpu")
+    ema = ResUNet.empty(ModelSettings(**settings), crop, torch.device("cpu"))
     load(path, {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()})
     save_model(weights, ema, progress.step)
 

@@ -113,9 +113,7 @@ def _train(
 
     # networks, validation, optimiser
     crop = config.pairs.network_crop(config.data.crop)
-    with torch.device("meta"):  # no numbers yet: drawing those of a large network takes seconds
-        network, ema = (ResUNet(config.model, crop) for _ in range(2))
-    network, ema = (net.to_empty(device=backend.device) for net in (network, ema))
+    network, ema = (ResUNet.empty(config.model, crop, backend.device) for _ in range(2))
     ema.to(memory_format=memory_format(config.train)).eval().requires_grad_(False)
     features = config.loss.extractor(channels)
     features = features.to(backend.device) if features is not None else None
@@ -307,6 +305,8 @@ def _initialise(network: ResUNet, settings: RunSettings) -> None:
     try:
         network.load_state_dict(start.state_dict())
     except RuntimeError as error:
+        if not settings.init:
+            raise
         raise Refusal(
             f"run.init {settings.init}: weights of another network ({error}); give the model.* settings it was trained "
             "with"

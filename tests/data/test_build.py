@@ -193,18 +193,27 @@ def test_the_same_images_give_the_same_bytes(tmp_path: Path, write_images: Calla
 
 
 @pytest.mark.parametrize(
-    ("dtype", "encoding"), [(np.uint8, "npy"), (np.uint8, "webp"), (np.uint16, "png"), (np.float32, "npy")]
+    ("dtype", "encoding", "channels", "options"),
+    [
+        (np.uint8, "npy", 4, {}),
+        (np.uint8, "webp", 3, {"white": 200.5}),
+        (np.uint16, "png", 1, {"holdout": 1}),
+        (np.float32, "npy", 2, {"black": 0.125, "white": 0.75}),
+    ],
 )
-def test_the_index_made_while_writing_is_that_of_the_tars(tmp_path: Path, dtype: type, encoding: str) -> None:
+def test_the_index_made_while_writing_is_that_of_the_tars(
+    tmp_path: Path, dtype: type, encoding: str, channels: int, options: dict
+) -> None:
     for scene in "ab":
         for name in (*map(str, range(11)), "clean"):
-            write_image(tmp_path / "in" / scene / f"{name}.tif", random_pixels((20, 40, 3), dtype))
-    grouping, levels = Grouping("folder", clean="clean"), {"black": 0.125, "white": 0.75}
-    build(tmp_path / "in", tmp_path / "out", Options(grouping, tile=32, encoding=encoding, shard_samples=2, **levels))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    write_index(tmp_path / "out")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-    assert Index([tmp_path / "out"]).sample(0)[1].captures[10].extension == encoding
+            write_image(tmp_path / "in" / scene / f"{name}.tif", random_pixels((20, 40, channels), dtype))
+    grouping, out = Grouping("folder", clean="clean"), tmp_path / "out"
+    build(tmp_path / "in", out, Options(grouping, tile=32, encoding=encoding, shard_samples=2, **options))
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    for folder in (out, *out.glob(VALIDATION)):
+        write_index(folder)
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    assert Index([out]).sample(0)[1].captures[10].extension == encoding
 
 
 def test_held_out_scenes_are_spread_and_not_trained_on(tmp_path: Path, write_images: Callable[..., Path]) -> None:

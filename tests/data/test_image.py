@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from images import big_png, big_tiff, random_pixels
 
-from n2n_dist.data import formats
+from n2n_dist.data import formats, image
 from n2n_dist.data.image import Image, decode, encode, find_images, read_image, write_image
 from n2n_dist.errors import Refusal
 
@@ -175,6 +175,15 @@ def test_file_that_claims_to_be_huge_is_refused_before_memory_is_taken(monkeypat
     ):
         with pytest.raises(Refusal, match="claims"):
             decode(data, suffix)
+
+
+def test_channels_are_no_pixels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "MAX_PIXELS", 16 * 16)
+    data = encode(random_pixels((16, 16, 3)), ".npy")
+    assert image.npy_stand_in(data, len(data)).shape == (16, 16, 3)
+    data = encode(random_pixels((16, 17, 3)), ".npy")
+    with pytest.raises(Refusal, match="claims 272 pixels, more than 256"):
+        image.npy_stand_in(data, len(data))
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -36,6 +37,19 @@ def test_damaged_list_of_members_is_refused_by_name(make_shards: Callable[..., P
     path.write_text(path.read_text().replace("255", "254") if content is None else content)
     with pytest.raises(Refusal, match=r"shard-000000\.index\.json.*build\.py index"):
         Index([folder]).sample(0)
+
+
+def test_a_list_of_members_that_is_rewritten_in_place_gives_no_wrong_pixels(make_shards: Callable[..., Path]) -> None:
+    folder = make_shards(3)
+    path, index = folder / "shard-000000.index.json", Index([folder])
+    index.sample(0)
+    with path.open("r+") as file:  # stays the same file, as with cp
+        records = json.load(file)
+        records[0]["key"] = "shorter"
+        file.seek(0)
+        file.write(json.dumps(records, separators=(",", ":")))
+    with pytest.raises(Refusal, match=r"shard-000000\.index\.json.*changed in place.*build\.py index"):
+        index.sample(0)
 
 
 @pytest.mark.parametrize("kind", ["keys", "member sizes", "no tar"])

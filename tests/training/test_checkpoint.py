@@ -192,7 +192,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_until_someone_looks(
 def test_one_of_another_version_is_refused_and_left_alone(checkpoints: Checkpoints, parts: tuple) -> None:
     write(checkpoints, *parts, progress(4))
     manifest = checkpoints.folder / "step-00000004" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 99'))
+    manifest.write_text(manifest.read_text().replace(f'"format": {checkpoint_files.FORMAT}', '"format": 99'))
     with pytest.raises(Refusal, match="written by another version of n2n_dist; continue it with that, or"):
         checkpoints.newest(warn=pytest.fail)
     assert names(checkpoints) == ["step-00000004"]

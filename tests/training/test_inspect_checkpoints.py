@@ -79,7 +79,7 @@ def test_what_is_not_good_is_explained_and_left_alone(run_dir: Path, capsys: pyt
     assert contents(run_dir) == before
 
     manifest = folder / "step-00000003" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 99'))
+    manifest.write_text(manifest.read_text().replace(f'"format": {checkpoint_files.FORMAT}', '"format": 99'))
     with pytest.raises(Refusal, match=r"is refused, because step-00000003 is of another version of n2n_dist$"):
         show(run_dir)
     said = lines(capsys.readouterr().out)

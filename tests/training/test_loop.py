@@ -15,6 +15,7 @@ from n2n_dist.config import load
 from n2n_dist.data.indexing import write_index
 from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.errors import Refusal
+from n2n_dist.model.resunet import ResUNet
 from n2n_dist.model.weights import load_model
 from n2n_dist.training import checkpoint_files, loop
 from n2n_dist.training.checkpoint_files import Progress
@@ -207,6 +208,26 @@ def test_dry_run_prints_the_plan_and_writes_nothing(finished: tuple[Path, str], 
         assert "s a step" in lines["time"]
         assert "for 1,000 steps" in lines["time"]
         assert "nothing was written" in lines["dry"]
+
+
+def test_a_new_run_starts_from_what_the_seed_draws_and_a_continued_one_draws_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*processes.TINY[1:], "train.steps=1", "optim.lr=1e-30", "optim.ema=0"]
+    for seed in (0, 1):
+        config = load(
+            processes.ROOT / "configs/demo.yaml", [*settings, f"run.seed={seed}", f"run.dir={tmp_path / str(seed)}"]
+        )
+        train(config)
+        torch.manual_seed(seed)
+        drawn = ResUNet(config.model, config.data.crop).state_dict()
+        there = load_model(tmp_path / str(seed)).state_dict()
+        torch.testing.assert_close(there, drawn, rtol=0, atol=1e-20)
+    monkeypatch.setattr(loop, "_initialise", pytest.fail)
+    config.train.steps += 1
+    train(config)
+    again = load_model(tmp_path / "1" / "last.safetensors").state_dict()
+    torch.testing.assert_close(again, drawn, rtol=0, atol=1e-20)
 
 
 def test_a_run_can_start_from_the_weights_of_another(finished: tuple[Path, str], tmp_path: Path) -> None:
