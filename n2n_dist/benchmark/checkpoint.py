@@ -149,7 +149,7 @@ def measure(name: str, run_dir: Path, rounds: int) -> None:
             ("beside", "a step beside its writing", f": {beside:.2f} x a step"),
             ("blocking", "a save that is waited for", ""),
             ("verify", "a continuation verifies in", ""),
-            ("load", "and loads in", f": together {extra:.2f} s more than a new run, wanted 2"),
+            ("load", "and loads in", f": together {extra:.2f} s, where a new run draws its weights"),
             ("digest", "a digest of one rank's file", f": {size / middle['digest'] / 1e9:.2f} GB/s, wanted 1"),
         ):
             print(f"  {what:28} {_spread(times[key])}{result}")
