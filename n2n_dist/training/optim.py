@@ -37,14 +37,18 @@ class OptimSettings:
 
 
 def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); only weights of convolutions decay."""
+    """AdamW (Loshchilov & Hutter 2019); only weights of convolutions decay.
+
+    The squares of the gradients are remembered for 100 steps, not 1,000: after a spike the steps are then not too small
+    for long, and at its beginning not too large.
+    """
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99), fused=True)
 
 
 def learning_rate(settings: OptimSettings, step: int, steps: int) -> float:
