@@ -154,19 +154,19 @@ def _write_group(
     places = permutation(total, f"tiles/{group.number}") * group.shards // total
     shards: dict[int, _ShardWriter] = {}
     report, start = Report(), 0
-    for tiles in group.tiles:
-        found = next(scenes)
-        if isinstance(found, str):  # why there are none
-            report.bad.append(found)
-            skipped.add([found])
+    for count in group.tiles:
+        tiles = next(scenes)
+        if isinstance(tiles, str):  # why there are none
+            report.bad.append(tiles)
+            skipped.add([tiles])
         else:
             report.scenes += 1
-            report.tiles += tiles
-            for tile, place in zip(found, places[start : start + tiles].tolist(), strict=True):
+            report.tiles += count
+            for tile, place in zip(tiles, places[start : start + count].tolist(), strict=True):
                 if place not in shards:
                     shards[place] = _ShardWriter(folder / f"shard-{group.first_shard + place:06d}.tar", disk)
                 shards[place].add(tile)
-        start += tiles
+        start += count
     return [shards[place] for place in sorted(shards)], report
 
 

@@ -8,6 +8,7 @@ import processes
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from n2n_dist.training import tracking
 from n2n_dist.training.tracking import OwnTime, Stragglers, Tracker, Window, memory_bytes
@@ -91,8 +92,10 @@ def test_a_strip_is_a_picture_beside_a_picture(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
 def test_a_run_goes_on_without_curves_and_pictures_that_cannot_be_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # files of one second are read in the order of the names, where a tenth writer stands before a ninth
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     tracker = Tracker(run_dir, 0, 10, main=True)
