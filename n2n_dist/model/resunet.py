@@ -46,7 +46,8 @@ class ResUNet(nn.Module):
 
     A U-Net (Ronneberger et al. 2015) of residual blocks with squeeze-and-excitation, attention gates on the
     skips and PixelShuffle upsampling. It predicts the noise, which is subtracted from the input in float32
-    (global residual, Zhang et al. 2017, DnCNN). The last layer starts at zero: an untrained network
+    (global residual, Zhang et al. 2017, DnCNN), as a linear filter of the input plus what the features say: a
+    narrow network has no room for noise and image in its features. Both start at zero: an untrained network
     returns its input.
     """
 
@@ -80,8 +81,9 @@ class ResUNet(nn.Module):
         self.merge = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths[:-1])
         self.decoder = nn.ModuleList(_blocks(w, d) for w, d in zip(widths[:-1], settings.depths, strict=False))
         self.exit = nn.Conv2d(widths[0], inner, 3, padding=1)
-        nn.init.zeros_(self.exit.weight)
-        nn.init.zeros_(self.exit.bias)  # type: ignore[arg-type]
+        self.filter = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
+        for weights in (self.exit.weight, self.exit.bias, self.filter.weight):
+            nn.init.zeros_(weights)  # type: ignore[arg-type]
         for stages in (self.encoder, self.decoder):
             for level, stage in enumerate(stages):
                 for module in stage.modules():
@@ -114,8 +116,8 @@ class ResUNet(nn.Module):
                 f"{self.settings.channels}: use weights trained on such images"
             )
         height, width = noisy.shape[-2:]
-        x = _pad_to_multiple(noisy, self.divisor)
-        x = self.entrance(F.pixel_unshuffle(x, self.settings.stem))
+        pixels = F.pixel_unshuffle(_pad_to_multiple(noisy, self.divisor), self.settings.stem)
+        x = self.entrance(pixels)
         skips = []
         for blocks, down in zip(self.encoder, self.down, strict=False):
             x = blocks(x)
@@ -126,7 +128,7 @@ class ResUNet(nn.Module):
             x = self.up[level](x)
             skip = self.attention[level](skips.pop(), x)
             x = self.decoder[level](self.merge[level](torch.cat([x, skip], 1)))
-        noise = F.pixel_shuffle(self.exit(x), self.settings.stem)[..., :height, :width]
+        noise = F.pixel_shuffle(self.exit(x) + self.filter(pixels), self.settings.stem)[..., :height, :width]
         return noisy.float() - noise.float()
 
     def metadata(self) -> dict[str, object]:

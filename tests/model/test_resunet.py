@@ -64,6 +64,20 @@ def test_an_image_is_denoised_alike_whatever_is_in_its_batch() -> None:
         torch.testing.assert_close(model(x)[:1], model(x[:1]))
 
 
+def test_a_network_narrower_than_its_pixels_takes_all_noise_away() -> None:
+    """The 8 features of a place hold at most 8 of the 12 values of its 2 x 2 pixels, and leave a third of the noise."""
+    torch.manual_seed(0)
+    model = ResUNet(ModelSettings(width=8, depths=[1, 1]), crop=32)
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for step in range(90):
+        noise = random_images(2, 3, 32, 32, seed=step)
+        loss = model(0.1 * noise).square().mean() / 0.1**2
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.1
+
+
 def test_values_outside_0_and_1_pass() -> None:
     x = random_images(1, 3, 16, 16) * 100
     assert torch.equal(ResUNet(ModelSettings(width=8, depths=[1, 1]))(x), x)
