@@ -28,7 +28,7 @@ def trained() -> ResUNet:
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     clean = demo_tile("train", 20)
-    for _ in range(60):
+    for _ in range(160):
         top, left = torch.randint(0, 256 - crop, (2,), generator=generator).tolist()
         scene = clean[None, :, top : top + crop, left : left + crop]
         first, second = (scene + 25 / 255 * torch.randn(scene.shape, generator=generator) for _ in range(2))
