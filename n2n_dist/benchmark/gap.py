@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ BINS = 10
 FEW = 0.01
 """Bins of brightness with a smaller share of the pixels are left out."""
 TABLE, PICTURE = "gap.md", "gap.png"
+BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
+"""Place of a legend that hides nothing."""
 
 
 @dataclass
@@ -103,7 +106,8 @@ def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None
     """
     chosen = [setting for setting in settings if setting.startswith(CHOICES)]
     common = [setting for setting in settings if not setting.startswith(CHOICES)]
-    combinations = {", ".join(chosen): tuple(chosen)} if chosen else COMBINATIONS
+    known = {frozenset(combination): name for name, combination in COMBINATIONS.items()}
+    combinations = {known.get(frozenset(chosen), ", ".join(chosen)): tuple(chosen)} if chosen else COMBINATIONS
     rows = []
     for name, combination in combinations.items():
         row = Row(name, [], [])
@@ -136,7 +140,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 1.8 + 0.45 * max(len(rows), 5)), constrained_layout=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 2.5 + 0.45 * max(len(rows), 5)), constrained_layout=True)
     for place, row in enumerate(rows):
         for measured, colour, shift, label in (
             (row.noisy, "#b3402e", -0.12, "noisy targets"),
@@ -147,14 +151,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         tenths = [(k + 0.5) / BINS for k in range(BINS)]
         (line,) = right.plot(tenths, mean_bias(row.noisy), "o-", label=row.name)
         right.plot(tenths, mean_bias(row.clean), "--", color=line.get_color(), linewidth=1)
-    left.set(yticks=range(len(rows)), yticklabels=[row.name for row in rows], xlabel="PSNR in dB, one dot a seed")
+    names = [textwrap.fill(row.name, 30) for row in rows]
+    left.set(yticks=range(len(rows)), yticklabels=names, xlabel="PSNR in dB, one dot a seed")
     left.invert_yaxis()
     left.set_title("Noisy against clean targets", loc="left")
-    left.legend(frameon=False)
+    left.legend(frameon=False, ncols=2, **BELOW)
     right.axhspan(-0.5, 0.5, color="0.92", zorder=0)
-    right.set(xlabel="brightness of the output", ylabel="mean of the output - mean of the clean image, levels of 255")
-    right.set_title("Bias of noisy targets (dashed: of clean ones; grey: half a level)", loc="left")
-    right.legend(frameon=False, fontsize=8)
+    right.set(xlabel="brightness of the output", ylabel="output - clean image, levels of 255")
+    right.set_title("Mean bias (dashed: with clean targets; grey: half a level)", loc="left")
+    right.legend(frameon=False, ncols=2, fontsize=8, **BELOW)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

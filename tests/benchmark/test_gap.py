@@ -72,13 +72,12 @@ def test_the_page_is_a_picture(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_runs_are_trained_once_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [*TINY[1:], "data.validation=shards/demo/validation", "validate.images=2", "train.steps=2"]
-    settings += ["noise.name=poisson", "loss.pixel=l2"]
+    settings += ["noise.name=poisson", "noise.lam=30", "loss.pixel=l2"]
     for _ in range(2):
         gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
     runs = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
-    name = "loss.perceptual-0--noise.name-poisson--loss.pixel-l2"
-    assert runs == [f"{name}-clean-0", f"{name}-noisy-0"]
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| loss.perceptual=0")]
+    assert runs == ["poisson-30--L2-clean-0", "poisson-30--L2-noisy-0"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| poisson 30, L2")]
     assert len(lines) == 2
     assert lines[0] == lines[1]
     assert lines[0] in (tmp_path / "gap.md").read_text()
