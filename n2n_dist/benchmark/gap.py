@@ -89,6 +89,14 @@ def mean_bias(runs: Sequence[Measured]) -> list[float]:
     ]
 
 
+def combinations(chosen: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the chosen settings of noise and loss by their name, or all combinations if there are none."""
+    if not chosen:
+        return COMBINATIONS
+    known = {frozenset(combination): name for name, combination in COMBINATIONS.items()}
+    return {known.get(frozenset(chosen), ", ".join(chosen)): tuple(chosen)}
+
+
 def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None:
     """Train every combination with noisy and with clean targets, and write `gap.md` and `gap.png`.
 
@@ -96,7 +104,8 @@ def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None
 
     Args:
         config: what the runs have in common.
-        settings: over `config`; where they choose a noise or a loss, that is the only combination.
+        settings: over `config`; where they choose a noise or a loss, that is the only combination, under its name in
+            COMBINATIONS if it is one of them.
         seeds: runs of each kind, with run.seed 0, 1, ...
         output: folder for the runs and the report.
 
@@ -106,10 +115,8 @@ def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None
     """
     chosen = [setting for setting in settings if setting.startswith(CHOICES)]
     common = [setting for setting in settings if not setting.startswith(CHOICES)]
-    known = {frozenset(combination): name for name, combination in COMBINATIONS.items()}
-    combinations = {known.get(frozenset(chosen), ", ".join(chosen)): tuple(chosen)} if chosen else COMBINATIONS
     rows = []
-    for name, combination in combinations.items():
+    for name, combination in combinations(chosen).items():
         row = Row(name, [], [])
         for seed in range(seeds):
             for supervised, measured in ((False, row.noisy), (True, row.clean)):
@@ -141,6 +148,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 2.5 + 0.45 * max(len(rows), 5)), constrained_layout=True)
+    names = [textwrap.fill(row.name, 30) for row in rows]
     for place, row in enumerate(rows):
         for measured, colour, shift, label in (
             (row.noisy, "#b3402e", -0.12, "noisy targets"),
@@ -149,9 +157,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             values = [m.psnr for m in measured]
             left.plot(values, [place + shift] * len(values), "o", color=colour, label=label if place == 0 else None)
         tenths = [(k + 0.5) / BINS for k in range(BINS)]
-        (line,) = right.plot(tenths, mean_bias(row.noisy), "o-", label=row.name)
+        (line,) = right.plot(tenths, mean_bias(row.noisy), "o-", label=names[place])
         right.plot(tenths, mean_bias(row.clean), "--", color=line.get_color(), linewidth=1)
-    names = [textwrap.fill(row.name, 30) for row in rows]
     left.set(yticks=range(len(rows)), yticklabels=names, xlabel="PSNR in dB, one dot a seed")
     left.invert_yaxis()
     left.set_title("Noisy against clean targets", loc="left")

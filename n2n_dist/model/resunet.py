@@ -46,9 +46,9 @@ class ResUNet(nn.Module):
 
     A U-Net (Ronneberger et al. 2015) of residual blocks with squeeze-and-excitation, attention gates on the
     skips and PixelShuffle upsampling. It predicts the noise, which is subtracted from the input in float32
-    (global residual, Zhang et al. 2017, DnCNN), as a linear filter of the input plus what the features say: a
-    narrow network has no room for noise and image in its features. Both start at zero: an untrained network
-    returns its input.
+    (global residual, Zhang et al. 2017, DnCNN). The noise is the sum of what the last layer makes of the features
+    and of a linear filter of the input: features not many more than the channels * stem^2 values of their pixels
+    have no room for noise and image. Both start at zero: an untrained network returns its input.
     """
 
     def __init__(self, settings: ModelSettings, crop: int = 0) -> None:
@@ -82,8 +82,8 @@ class ResUNet(nn.Module):
         self.decoder = nn.ModuleList(_blocks(w, d) for w, d in zip(widths[:-1], settings.depths, strict=False))
         self.exit = nn.Conv2d(widths[0], inner, 3, padding=1)
         self.filter = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
-        for weights in (self.exit.weight, self.exit.bias, self.filter.weight):
-            nn.init.zeros_(weights)  # type: ignore[arg-type]
+        for parameter in (self.exit.weight, self.exit.bias, self.filter.weight):
+            nn.init.zeros_(parameter)  # type: ignore[arg-type]
         for stages in (self.encoder, self.decoder):
             for level, stage in enumerate(stages):
                 for module in stage.modules():

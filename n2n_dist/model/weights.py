@@ -59,7 +59,7 @@ def load_model(weights: str | Path, device: torch.device | None = None) -> ResUN
         device: where the network is put; default the GPU if there is one.
 
     Raises:
-        Refusal: no weights there, or not weights of this package.
+        Refusal: no weights there, weights of another version, or not weights of this package.
 
     """
     path = find_weights(Path(weights))
@@ -67,9 +67,15 @@ def load_model(weights: str | Path, device: torch.device | None = None) -> ResUN
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["n2n_dist"])
         model = ResUNet.empty(ModelSettings(**about["model"]), about["crop"], torch.device("cpu"))
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        tensors = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{path}: not weights written by this package, or damaged ({error})") from None
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise Refusal(
+            f"{path}: not the weights of this version's network; use the version that wrote them, or train again"
+        ) from None
     device = device or torch.device("cuda" if use_gpu() else "cpu")
     return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 

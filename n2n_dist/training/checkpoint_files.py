@@ -38,7 +38,7 @@ from n2n_dist.training.watchdog import lost_process
 
 MANIFEST = "manifest.json"
 FORMAT = 4
-"""Counted up when the files change, and when a continued run would see other crops or noise."""
+"""Counted up when the files or the network change, and when a continued run would see other crops or noise."""
 NUMBERS = b"/data/0"
 """End of the name under which torch.save stores the numbers of a tensor."""
 DAMAGE = (OSError, ValueError, KeyError, TypeError)

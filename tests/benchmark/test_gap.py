@@ -6,7 +6,18 @@ import pytest
 import torch
 from processes import TINY
 
-from n2n_dist.benchmark.gap import BINS, COMBINATIONS, Measured, Row, brightness_bias, draw, gap, mean_bias, table
+from n2n_dist.benchmark.gap import (
+    BINS,
+    COMBINATIONS,
+    Measured,
+    Row,
+    brightness_bias,
+    combinations,
+    draw,
+    gap,
+    mean_bias,
+    table,
+)
 from n2n_dist.config import load
 from n2n_dist.errors import Refusal
 
@@ -20,6 +31,15 @@ def test_every_combination_is_a_valid_configuration_with_either_target(config: s
     for combination in COMBINATIONS.values():
         for supervised in ("true", "false"):
             load(Path(f"configs/{config}.yaml"), [*combination, f"pairs.supervised={supervised}"])
+
+
+def test_a_chosen_combination_has_its_short_name_or_its_settings() -> None:
+    assert combinations([]) == COMBINATIONS
+    for name, settings in COMBINATIONS.items():
+        assert combinations(settings[::-1]) == {name: settings[::-1]}
+    assert combinations(["loss.pixel=l2", "noise.sigma=7"]) == {
+        "loss.pixel=l2, noise.sigma=7": ("loss.pixel=l2", "noise.sigma=7")
+    }
 
 
 def test_the_gap_is_that_of_runs_of_one_seed() -> None:

@@ -74,7 +74,8 @@ def test_tiles_agree_for_a_deep_network_with_many_levels() -> None:
     """Pieces must start on the grid of the coarsest level; its divisor here is 32, half the halo."""
     torch.manual_seed(0)
     model = ResUNet(ModelSettings(channels=1, width=8, depths=[1] * 4, stem=4), crop=32).eval().requires_grad_(False)
-    torch.nn.init.normal_(model.exit.weight, std=0.01)
+    for layer in (model.exit, model.filter):
+        torch.nn.init.normal_(layer.weight, std=0.01)
     image = torch.rand(1, 401, 301, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         whole = model(image[None])[0]

@@ -16,7 +16,8 @@ def lively(channels: int = 3, crop: int = 0, **settings: object) -> ResUNet:
     """Make a network whose last layer does something, as after training."""
     torch.manual_seed(0)
     model = ResUNet(ModelSettings(channels=channels, width=8, **{"depths": [1, 1, 1], **settings}), crop)
-    torch.nn.init.normal_(model.exit.weight, std=0.1)
+    for layer in (model.exit, model.filter):
+        torch.nn.init.normal_(layer.weight, std=0.1)
     for module in model.modules():
         if isinstance(module, SqueezeExcitation):
             torch.nn.init.normal_(module.squeeze.weight)

@@ -12,7 +12,8 @@ from n2n_dist.model.weights import BEST, LAST, find_weights, load_model, save_mo
 def make_model(seed: int = 0) -> ResUNet:
     torch.manual_seed(seed)
     model = ResUNet(ModelSettings(channels=2, width=8, depths=[1, 2], stem=1), crop=24)
-    torch.nn.init.normal_(model.exit.weight, std=0.1)
+    for layer in (model.exit, model.filter):
+        torch.nn.init.normal_(layer.weight, std=0.1)
     return model
 
 
@@ -64,16 +65,27 @@ def test_files_that_are_not_our_weights_are_refused_by_name(tmp_path: Path) -> N
         path.write_bytes(data)
         with pytest.raises(Refusal, match=f"{path}: not weights"):
             load_model(path)
-    about = '{"model": {"channels": 2, "width": 16, "depths": [1, 2], "stem": 1}, "crop": 24}'  # another width
     for metadata in (
         None,
         {"n2n_dist": "{"},
         {"n2n_dist": "{}"},
         {"n2n_dist": '{"model": {"x": 1}}'},
-        {"n2n_dist": about},
     ):
         safetensors.torch.save_file(tensors, path, metadata)
         with pytest.raises(Refusal, match=f"{path}: not weights"):
+            load_model(path)
+
+
+def test_weights_of_another_network_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_model(path, make_model())
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    without_filter = {name: tensor for name, tensor in tensors.items() if name != "filter.weight"}
+    for found, about in ((without_filter, metadata["n2n_dist"]), (tensors, metadata["n2n_dist"].replace("8", "16", 1))):
+        safetensors.torch.save_file(found, path, {"n2n_dist": about})
+        with pytest.raises(Refusal, match=f"{path}: not the weights of this version's network; use the version"):
             load_model(path)
 
 

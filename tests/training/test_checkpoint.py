@@ -28,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def network(seed: int, width: int = 8) -> ResUNet:
     torch.manual_seed(seed)
     model = ResUNet(ModelSettings(width=width, depths=[1]))
-    torch.nn.init.normal_(model.exit.weight)
+    for layer in (model.exit, model.filter):
+        torch.nn.init.normal_(layer.weight)
     return model
 
 
