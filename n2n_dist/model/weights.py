@@ -68,7 +68,7 @@ def load_model(weights: str | Path, device: torch.device | None = None) -> ResUN
             about = json.loads((file.metadata() or {})["n2n_dist"])
         model = ResUNet.empty(ModelSettings(**about["model"]), about["crop"], torch.device("cpu"))
         tensors = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise Refusal(f"{path}: not weights written by this package, or damaged ({error})") from None
     try:
         model.load_state_dict(tensors)
