@@ -6,13 +6,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+BORDER = 8
+"""The gates leave out one part in this many of a window at each side."""
+
 
 class SqueezeExcitation(nn.Module):
     """Scales every channel by a gate computed from the channels' means (Hu et al. 2018).
 
     In training the mean is over the crop. A larger map is averaged over a sliding window of the size
     seen in training, so that the gates keep their meaning and tiles agree with the whole image
-    (test-time local conversion, Chu et al. 2022).
+    (test-time local conversion, Chu et al. 2022). The border of the crop or of the image is left out: the
+    convolutions' zero padding shows there, in much of a crop and in little of a large image.
     """
 
     def __init__(self, channels: int) -> None:
@@ -22,14 +26,11 @@ class SqueezeExcitation(nn.Module):
         self.excite = nn.Conv2d(hidden, channels, 1)
         nn.init.ones_(self.squeeze.bias)  # type: ignore[arg-type]  # else whole gates start dead, all ReLUs at zero
         self.window = 0
-        """Height and width of the averaged window in pixels of this map; 0: the whole map."""
+        """Height and width of a crop in pixels of this map; 0: as large as the map."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] -> [N, C, H, W]."""
-        if 0 < self.window < max(x.shape[-2:]):
-            mean = _sliding_mean(_sliding_mean(x, self.window, -1), self.window, -2)
-        else:
-            mean = x.mean((2, 3), keepdim=True)
+        mean = _inner_mean(_inner_mean(x, self.window, -1), self.window, -2)
         return x * torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))
 
 
@@ -97,14 +98,18 @@ class Upsample(nn.Module):
         return self.shuffle(self.conv(x))
 
 
-def _sliding_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
-    """Average over `window` neighbours along `dim`; at the ends, over the nearest full window."""
+def _inner_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
+    """Average along `dim` over the inner 3/4 of the window around each place, or of the nearest full window."""
     length = x.shape[dim]
-    if length <= window:
+    window = min(window or length, length)
+    border = window // BORDER
+    x = x.narrow(dim, border, length - 2 * border)
+    if length == window:
         return x.mean(dim, keepdim=True)
-    sums = F.pad(x.float().cumsum(dim), (1, 0) if dim == -1 else (0, 0, 1, 0))
+    inner = window - 2 * border
     count = length - window + 1
-    means = (sums.narrow(dim, window, count) - sums.narrow(dim, 0, count)) / window
+    sums = F.pad(x.float().cumsum(dim), (1, 0) if dim == -1 else (0, 0, 1, 0))
+    means = (sums.narrow(dim, inner, count) - sums.narrow(dim, 0, count)) / inner
     before = (length - count) // 2
     after = length - count - before
     pad = (before, after, 0, 0) if dim == -1 else (0, 0, before, after)

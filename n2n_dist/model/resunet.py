@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from n2n_dist.errors import Refusal
 from n2n_dist.model.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample
 
+NETWORK = 3
+"""Counted up when the same weights no longer fit, or would denoise differently."""
+
 
 @dataclass
 class ModelSettings:
@@ -132,8 +135,8 @@ class ResUNet(nn.Module):
         return noisy.float() - noise.float()
 
     def metadata(self) -> dict[str, object]:
-        """Return what `ResUNet(ModelSettings(**...["model"]), ...["crop"])` needs to build this network again."""
-        return {"model": asdict(self.settings), "crop": self.crop}
+        """Return the network's version, and what `ResUNet(ModelSettings(**...["model"]), ...["crop"])` needs."""
+        return {"network": NETWORK, "model": asdict(self.settings), "crop": self.crop}
 
 
 def _blocks(channels: int, depth: int) -> nn.Sequential:

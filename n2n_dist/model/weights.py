@@ -14,7 +14,7 @@ import torch
 
 from n2n_dist.devices import use_gpu
 from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.model.resunet import NETWORK, ModelSettings, ResUNet
 
 BEST = "best.safetensors"
 LAST = "last.safetensors"
@@ -66,16 +66,14 @@ def load_model(weights: str | Path, device: torch.device | None = None) -> ResUN
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["n2n_dist"])
+        if about.get("network") != NETWORK:
+            raise Refusal(
+                f"{path}: not the weights of this version's network; use the version that wrote them, or train again"
+            )
         model = ResUNet.empty(ModelSettings(**about["model"]), about["crop"], torch.device("cpu"))
-        tensors = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise Refusal(f"{path}: not weights written by this package, or damaged ({error})") from None
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError:
-        raise Refusal(
-            f"{path}: not the weights of this version's network; use the version that wrote them, or train again"
-        ) from None
     device = device or torch.device("cuda" if use_gpu() else "cpu")
     return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 

@@ -37,7 +37,7 @@ from n2n_dist.pairs import PairSettings
 from n2n_dist.training.watchdog import lost_process
 
 MANIFEST = "manifest.json"
-FORMAT = 4
+FORMAT = 5
 """Counted up when the files or the network change, and when a continued run would see other crops or noise."""
 NUMBERS = b"/data/0"
 """End of the name under which torch.save stores the numbers of a tensor."""

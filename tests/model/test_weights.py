@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 
 from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.model.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.model.weights import BEST, LAST, find_weights, load_model, save_model, trained_steps
 
 
@@ -68,25 +68,35 @@ def test_files_that_are_not_our_weights_are_refused_by_name(tmp_path: Path) -> N
     for metadata in (
         None,
         {"n2n_dist": "{"},
-        {"n2n_dist": "{}"},
-        {"n2n_dist": '{"model": {"x": 1}}'},
+        {"n2n_dist": "[]"},
+        {"n2n_dist": f'{{"network": {NETWORK}}}'},
+        {"n2n_dist": f'{{"network": {NETWORK}, "model": {{"x": 1}}}}'},
     ):
         safetensors.torch.save_file(tensors, path, metadata)
         with pytest.raises(Refusal, match=f"{path}: not weights"):
             load_model(path)
 
 
-def test_weights_of_another_network_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_weights_of_another_version_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_model(path, make_model())
+    tensors = safetensors.torch.load_file(path)
+    for about in ("{}", '{"model": {"old": 1}, "crop": 24}', f'{{"network": {NETWORK - 1}}}'):
+        safetensors.torch.save_file(tensors, path, {"n2n_dist": about})
+        with pytest.raises(Refusal, match=f"{path}: not the weights of this version's network; use the version"):
+            load_model(path)
+
+
+def test_tensors_that_do_not_fit_their_metadata_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_model(path, make_model())
     with safetensors.safe_open(path, "pt") as file:
-        metadata = file.metadata()
+        about = file.metadata()
     tensors = safetensors.torch.load_file(path)
-    without_filter = {name: tensor for name, tensor in tensors.items() if name != "filter.weight"}
-    for found, about in ((without_filter, metadata["n2n_dist"]), (tensors, metadata["n2n_dist"].replace("8", "16", 1))):
-        safetensors.torch.save_file(found, path, {"n2n_dist": about})
-        with pytest.raises(Refusal, match=f"{path}: not the weights of this version's network; use the version"):
-            load_model(path)
+    del tensors["filter.weight"]
+    safetensors.torch.save_file(tensors, path, about)
+    with pytest.raises(Refusal, match=rf"(?s){path}: not weights .*damaged .*filter\.weight"):
+        load_model(path)
 
 
 def test_weights_know_the_step_at_which_they_were_saved(tmp_path: Path) -> None:
