@@ -25,6 +25,11 @@ class LostProcess(Exception):
     """Another process of the run has died or hangs: nothing is wrong with the input, and the same command continues."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return what an error says, on one line and without the end of a very long text."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a script's main function and exit with its code.
 

@@ -6,17 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-BORDER = 8
-"""The gates leave out one part in this many of a window at each side."""
-
 
 class SqueezeExcitation(nn.Module):
     """Scales every channel by a gate computed from the channels' means (Hu et al. 2018).
 
-    In training the mean is over the crop. A larger map is averaged over a sliding window of the size
-    seen in training, so that the gates keep their meaning and tiles agree with the whole image
-    (test-time local conversion, Chu et al. 2022). The border of the crop or of the image is left out: the
-    convolutions' zero padding shows there, in much of a crop and in little of a large image.
+    In training the mean is over the crop but for its border: the convolutions' zero padding shows there, in much
+    of a crop and in little of a large image. A larger map is averaged over a sliding window of the size seen in
+    training, so that the gates keep their meaning and tiles agree with the whole image (test-time local
+    conversion, Chu et al. 2022).
     """
 
     def __init__(self, channels: int) -> None:
@@ -99,10 +96,10 @@ class Upsample(nn.Module):
 
 
 def _inner_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
-    """Average along `dim` over the inner 3/4 of the window around each place, or of the nearest full window."""
+    """Average along `dim` over the window around each place, or the nearest full one, each without its border."""
     length = x.shape[dim]
     window = min(window or length, length)
-    border = window // BORDER
+    border = max(window // 8, min(2, window // 4))  # padding shows at least 2 pixels inward after a ResBlock
     x = x.narrow(dim, border, length - 2 * border)
     if length == window:
         return x.mean(dim, keepdim=True)

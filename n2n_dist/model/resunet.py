@@ -12,7 +12,7 @@ from n2n_dist.errors import Refusal
 from n2n_dist.model.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample
 
 NETWORK = 3
-"""Counted up when the same weights no longer fit, or would denoise differently."""
+"""Counted up when weights of before no longer fit, or would denoise differently."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ResUNet(nn.Module):
 
         Args:
             settings: its shape.
-            crop: size of the training crops in pixels, over which larger images are pooled; 0: no limit.
+            crop: size of the training crops in pixels; in larger images the gates look no farther; 0: no limit.
 
         Raises:
             Refusal: the crop is not a multiple of the coarsest level's pixel.

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from n2n_dist.devices import use_gpu
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import Refusal, one_line
 from n2n_dist.model.resunet import NETWORK, ModelSettings, ResUNet
 
 BEST = "best.safetensors"
@@ -73,7 +73,7 @@ def load_model(weights: str | Path, device: torch.device | None = None) -> ResUN
         model = ResUNet.empty(ModelSettings(**about["model"]), about["crop"], torch.device("cpu"))
         model.load_state_dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise Refusal(f"{path}: not weights written by this package, or damaged ({error})") from None
+        raise Refusal(f"{path}: not weights written by this package, or damaged ({one_line(error)})") from None
     device = device or torch.device("cuda" if use_gpu() else "cpu")
     return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 

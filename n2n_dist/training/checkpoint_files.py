@@ -30,15 +30,15 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
 from n2n_dist.data.indexing import sync
-from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.errors import Refusal, one_line
+from n2n_dist.model.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.model.weights import save_model
 from n2n_dist.pairs import PairSettings
 from n2n_dist.training.watchdog import lost_process
 
 MANIFEST = "manifest.json"
 FORMAT = 5
-"""Counted up when the files or the network change, and when a continued run would see other crops or noise."""
+"""Counted up when the files change, and when a continued run would see other crops or noise."""
 NUMBERS = b"/data/0"
 """End of the name under which torch.save stores the numbers of a tensor."""
 DAMAGE = (OSError, ValueError, KeyError, TypeError)
@@ -164,7 +164,8 @@ def commit(partial: Path, manifest: Manifest) -> None:
     """Give a folder, all of whose other files are on the disk, its manifest and its name."""
     content = asdict(manifest)
     with (partial / MANIFEST).with_suffix(".tmp").open("w") as file:
-        file.write(json.dumps({"format": FORMAT, "sha256": _digest(content), **content}, indent=1))
+        versions = {"format": FORMAT, "network": NETWORK}
+        file.write(json.dumps({**versions, "sha256": _digest(content), **content}, indent=1))
         file.flush()
         os.fsync(file.fileno())
     (partial / MANIFEST).with_suffix(".tmp").rename(partial / MANIFEST)  # from here on it is whole
@@ -207,7 +208,7 @@ def read_manifest(path: Path) -> Manifest:
 
     """
     content = json.loads((path / MANIFEST).read_text())
-    if content.pop("format") != FORMAT:
+    if (content.pop("format"), content.pop("network", None)) != (FORMAT, NETWORK):
         raise Refusal(f"{path}: written by another version of n2n_dist; continue it with that, or use a new run.dir")
     if content.pop("sha256") != _digest(content):
         raise ValueError(f"the content of {MANIFEST} has changed")
@@ -269,7 +270,7 @@ def reason(error: BaseException) -> str:
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error)
 
 
 def describe_differences(there: dict[str, Any], here: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from n2n_dist.pairs import noisy_pair
 from n2n_dist.training import report
 from n2n_dist.training.backend import Backend, plan_batch
 from n2n_dist.training.checkpoint import Checkpoints
-from n2n_dist.training.checkpoint_files import Progress
+from n2n_dist.training.checkpoint_files import Progress, describe_differences
 from n2n_dist.training.checks import check_continuation, check_damage, check_finite, check_machines
 from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
 from n2n_dist.training.owner import Owner
@@ -302,15 +302,13 @@ def _initialise(network: ResUNet, settings: RunSettings) -> None:
     """Fill the network with the weights of `run.init`, or with those that the seed draws."""
     torch.manual_seed(settings.seed)
     start = load_model(settings.init) if settings.init else ResUNet(network.settings, network.crop)
-    try:
-        network.load_state_dict(start.state_dict())
-    except RuntimeError as error:
-        if not settings.init:
-            raise
+    if start.settings != network.settings:
+        differences = describe_differences(asdict(start.settings), asdict(network.settings))
         raise Refusal(
-            f"run.init {settings.init}: weights of another network ({error}); give the model.* settings it was trained "
-            "with"
-        ) from None
+            f"run.init {settings.init}: weights of another network ({differences}); give the model.* settings it was "
+            "trained with"
+        )
+    network.load_state_dict(start.state_dict())
 
 
 def _timed(optimise: Callable[[int], object], step: int) -> float:

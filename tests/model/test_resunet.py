@@ -112,7 +112,7 @@ def test_every_parameter_has_a_gradient_after_one_step(width: int, depths: list[
 
 
 def test_gates_pool_over_the_training_crop_on_every_level() -> None:
-    """On a crop the gates see all but its border; of a larger image, what the crop covers on their level."""
+    """A crop is seen as one without windows; of a larger image, each level sees what the crop covers there."""
     gates = [
         [m.window for m in blocks.modules() if isinstance(m, SqueezeExcitation)] for blocks in lively(crop=32).encoder
     ]
@@ -127,6 +127,22 @@ def test_gates_pool_over_the_training_crop_on_every_level() -> None:
     other = torch.cat([far[..., :256], 9 + far[..., 256:]], 3)
     torch.testing.assert_close(limited(far)[..., :64], limited(other)[..., :64], rtol=0, atol=1e-5)
     assert (free(far) - free(other))[..., :64].abs().max() > 1e-3
+
+
+def test_the_same_weights_denoise_as_they_did() -> None:
+    """Where this fails, weights and checkpoints of before are no longer good: raise NETWORK."""
+    model = ResUNet(ModelSettings(channels=1, width=8, depths=[1, 1]), crop=16)
+    with torch.no_grad():
+        for number, (_, weights) in enumerate(sorted(model.state_dict().items())):
+            weights.copy_(0.5 * torch.sin(number + 1.7 * torch.arange(weights.numel())).view_as(weights))
+        y = model(torch.sin(torch.arange(24.0 * 40)).view(1, 1, 24, 40))
+    expected = [
+        [-3.1964, 6.7355, -12.7778, 2.5585],
+        [1.2840, 6.8353, 28.9679, -3.2239],
+        [-0.3941, 18.5616, 24.3336, 4.1390],
+        [7.7555, -23.7168, 7.1793, 2.1917],
+    ]
+    torch.testing.assert_close(y[0, 0, ::7, ::13], torch.tensor(expected), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])

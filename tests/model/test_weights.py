@@ -95,7 +95,7 @@ def test_tensors_that_do_not_fit_their_metadata_are_refused(tmp_path: Path) -> N
     tensors = safetensors.torch.load_file(path)
     del tensors["filter.weight"]
     safetensors.torch.save_file(tensors, path, about)
-    with pytest.raises(Refusal, match=rf"(?s){path}: not weights .*damaged .*filter\.weight"):
+    with pytest.raises(Refusal, match=rf"{path}: not weights .*damaged .*filter\.weight"):
         load_model(path)
 
 

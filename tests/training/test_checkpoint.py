@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from n2n_dist.errors import Failure, Refusal
-from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.model.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.model.weights import load_model, trained_steps
 from n2n_dist.training import checkpoint_files
 from n2n_dist.training.backend import Backend
@@ -190,10 +190,13 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_until_someone_looks(
     assert len(said) == 2
 
 
-def test_one_of_another_version_is_refused_and_left_alone(checkpoints: Checkpoints, parts: tuple) -> None:
+@pytest.mark.parametrize("count", [f'"format": {checkpoint_files.FORMAT}', f'"network": {NETWORK}'])
+def test_one_of_another_version_is_refused_and_left_alone(checkpoints: Checkpoints, parts: tuple, count: str) -> None:
     write(checkpoints, *parts, progress(4))
     manifest = checkpoints.folder / "step-00000004" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(f'"format": {checkpoint_files.FORMAT}', '"format": 99'))
+    text = manifest.read_text()
+    assert count in text
+    manifest.write_text(text.replace(count, f"{count}9"))
     with pytest.raises(Refusal, match="written by another version of n2n_dist; continue it with that, or"):
         checkpoints.newest(warn=pytest.fail)
     assert names(checkpoints) == ["step-00000004"]

@@ -239,7 +239,7 @@ def test_a_run_can_start_from_the_weights_of_another(finished: tuple[Path, str],
         assert all(torch.equal(here[name], there[name]) for name in there)
     refused = processes.train(f"run.dir={tmp_path / 'wide'}", f"run.init={finished[0]}", "model.width=16", *start)
     assert refused.codes == [2]
-    assert f"run.init {finished[0]}: weights of another network" in refused.err[0]
+    assert f"run.init {finished[0]}: weights of another network (width is 8 there and 16 here)" in refused.err[0]
     assert "give the model.* settings it was trained with" in refused.err[0]
 
 
