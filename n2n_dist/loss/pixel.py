@@ -60,9 +60,15 @@ def annealed_l0(prediction: torch.Tensor, target: torch.Tensor, exponent: float)
 
 
 def masked_l2(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Squared difference where the mask is set, 0 elsewhere (Noise2Noise section 3.2)."""
-    difference = prediction - target
-    return (difference if mask is None else difference * mask).square().mean()
+    """Mean square of the difference over the pixels of each image that the mask keeps (Noise2Noise section 3.2).
+
+    Their mean, not their sum: lost pixels must not make the loss and its gradient smaller, which are clipped.
+    """
+    squares = (prediction - target).square()
+    if mask is None:
+        return squares.mean()
+    kept = mask.sum((1, 2, 3)).clamp(min=1)
+    return ((squares.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / kept).mean()
 
 
 def relative_l2(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ def test_values_by_hand() -> None:
     relative = (1 / 0.01**2 + 4 / 2.01**2) / 4
     assert pixel_loss("relative_l2", prediction, target).item() == pytest.approx(relative)
     mask = torch.tensor([[[[True, False], [False, True]]]])
-    assert pixel_loss("masked_l2", prediction, target, mask).item() == pytest.approx(1 / 4)
+    assert pixel_loss("masked_l2", prediction, target, mask).item() == pytest.approx(1 / 2)
     assert pixel_loss("masked_l2", prediction, target).item() == pytest.approx(5 / 4)
 
 
@@ -54,10 +54,10 @@ def best_constant(name: str, noise: Noise, clean: float, level: float, done: flo
     """The constant image of least loss against noisy versions of a constant image, to 0.01."""
     key = (0, 0, "noise-target", "cpu")
     image = torch.full(SIZE, clean)
-    targets = noise(image, level, keys.generator(*key))
-    mask = noise.kept(image, level, keys.generator(*key)) if isinstance(noise, Bernoulli) else None
+    targets = noise(image, level, keys.generator(*key))[None]
+    mask = noise.kept(image, level, keys.generator(*key))[None] if isinstance(noise, Bernoulli) else None
     values = torch.arange(0, 101) / 100
-    losses = [pixel_loss(name, value.expand(SIZE), targets, mask, done) for value in values]
+    losses = [pixel_loss(name, value.expand(targets.shape), targets, mask, done) for value in values]
     return values[torch.stack(losses).argmin()].item()
 
 
@@ -124,8 +124,31 @@ def test_lost_pixels_of_the_target_have_no_gradient() -> None:
     mask = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.5
     pixel_loss("masked_l2", prediction, target * mask, mask).backward()
     assert not prediction.grad[~mask.expand(-1, 3, -1, -1)].any()
-    expected = 2 * (prediction - target) / target.numel() * mask
+    kept = mask.sum((1, 2, 3), keepdim=True)  # every image counts alike, however much of it is lost
+    expected = 2 * (prediction - target) / (4 * 3 * kept) * mask
     torch.testing.assert_close(prediction.grad, expected.detach())
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.5, 1.0])
+def test_masked_l2_is_in_the_mean_that_of_the_clean_image(keep: float) -> None:
+    """As large as with clean targets, so that clipped gradients are clipped alike."""
+    prediction, clean = random_pair()
+    masks = [torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(n)) < keep for n in range(2000)]
+    found = torch.stack([pixel_loss("masked_l2", prediction, clean * mask, mask) for mask in masks])
+    expected = pixel_loss("masked_l2", prediction, clean)
+    # an image of which all 64 pixels are lost counts nothing
+    lost = (1 - keep) ** 64 * expected
+    assert abs(found.mean() - (expected - lost)) <= 4 * found.std() / len(masks) ** 0.5 + 1e-6
+
+
+def test_an_image_whose_target_lost_every_pixel_counts_nothing() -> None:
+    prediction, target = random_pair()
+    prediction.requires_grad_()
+    mask = torch.ones(4, 1, 8, 8, dtype=torch.bool)
+    mask[0] = False
+    pixel_loss("masked_l2", prediction, target * mask, mask).backward()
+    assert not prediction.grad[0].any()
+    assert prediction.grad[1:].isfinite().all()
 
 
 @pytest.mark.parametrize("name", LEARNS)
