@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from n2n_dist.data.dataset import DataSettings
 from n2n_dist.data.remote import location
-from n2n_dist.errors import Refusal, write_error_file
+from n2n_dist.errors import Refusal, one_line, write_error_file
 from n2n_dist.model.resunet import ModelSettings
 from n2n_dist.noise.models import MODELS, Noise
 from n2n_dist.objective import LossSettings, check_objective
@@ -87,7 +87,7 @@ class Config:
         except (FileNotFoundError, NotADirectoryError):
             return
         except Exception as error:
-            raise Refusal(f"run.dir {run_dir}: its config.yaml cannot be read ({_one_line(error)})") from None
+            raise Refusal(f"run.dir {run_dir}: its config.yaml cannot be read ({one_line(error)})") from None
         if not isinstance(there, dict) or not there.keys() >= {field.name for field in dataclasses.fields(self)}:
             raise Refusal(f"run.dir {run_dir}: its config.yaml is not that of a run; choose another run.dir")
         if differences := describe_differences(_identity(there), self.identity()):
@@ -130,11 +130,11 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         raise Refusal(f"{path}: no such file; configurations are in configs/") from None
     except (OSError, ValueError, omegaconf.errors.OmegaConfBaseException) as error:
-        raise Refusal(f"{where}: not a configuration ({_one_line(error)})") from None
+        raise Refusal(f"{where}: not a configuration ({one_line(error)})") from None
     except Exception as error:  # the YAML parser's own kinds of error
         if isinstance(error, Refusal):
             raise
-        raise Refusal(f"{where}: not valid YAML ({_one_line(error)})") from None
+        raise Refusal(f"{where}: not valid YAML ({one_line(error)})") from None
     try:
         return _check(settings)
     except Refusal as refusal:
@@ -221,10 +221,6 @@ def _as_written(value: Any, type_: str) -> Any:
 def _nearest(key: str, known: Any, section: str = "") -> str:
     near = difflib.get_close_matches(str(key), list(known), n=1)
     return f" (did you mean {section}{near[0]}?)" if near else ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _identity(settings: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Pixel losses: the mean over all elements of a distance; the distance decides what of the targets is learned.
 
-Every mean divides by the number of elements, also where some do not count: equal parts of a batch, averaged, give the
-loss of the batch on any number of ranks and accumulation steps, which a division by a local count would not.
+Every mean is over an image first and then over the images: equal parts of a batch, averaged, give the loss of the batch
+on any number of ranks and accumulation steps, which a division by a count over a part of the batch would not.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def annealed_l0(prediction: torch.Tensor, target: torch.Tensor, exponent: float)
 def masked_l2(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Mean square of the difference over the pixels of each image that the mask keeps (Noise2Noise section 3.2).
 
-    Their mean, not their sum: lost pixels must not make the loss and its gradient smaller, which are clipped.
+    Lost pixels must not make the loss smaller: the same optim.clip then means more with noisy targets than with clean.
     """
     squares = (prediction - target).square()
     if mask is None:

@@ -99,7 +99,7 @@ def _inner_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
     """Average along `dim` over the window around each place, or the nearest full one, each without its border."""
     length = x.shape[dim]
     window = min(window or length, length)
-    border = max(window // 8, min(2, window // 4))  # padding shows at least 2 pixels inward after a ResBlock
+    border = max(window // 8, min(2, window // 4))  # a ResBlock alone carries padding 2 pixels inward
     x = x.narrow(dim, border, length - 2 * border)
     if length == window:
         return x.mean(dim, keepdim=True)

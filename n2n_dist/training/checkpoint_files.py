@@ -38,7 +38,7 @@ from n2n_dist.training.watchdog import lost_process
 
 MANIFEST = "manifest.json"
 FORMAT = 5
-"""Counted up when the files change, and when a continued run would see other crops or noise."""
+"""Counted up when the files change, and when a continued run would see other crops or noise, or another loss."""
 NUMBERS = b"/data/0"
 """End of the name under which torch.save stores the numbers of a tensor."""
 DAMAGE = (OSError, ValueError, KeyError, TypeError)

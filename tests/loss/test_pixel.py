@@ -131,7 +131,7 @@ def test_lost_pixels_of_the_target_have_no_gradient() -> None:
 
 @pytest.mark.parametrize("keep", [0.05, 0.5, 1.0])
 def test_masked_l2_is_in_the_mean_that_of_the_clean_image(keep: float) -> None:
-    """As large as with clean targets, so that clipped gradients are clipped alike."""
+    """As large as with clean targets: optim.clip and the weight of a perceptual term mean the same."""
     prediction, clean = random_pair()
     masks = [torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(n)) < keep for n in range(2000)]
     found = torch.stack([pixel_loss("masked_l2", prediction, clean * mask, mask) for mask in masks])
