@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from n2n_dist.errors import Failure, LostProcess, Refusal, run_command, write_error_file
+from n2n_dist.errors import Failure, LostProcess, Refusal, one_line, run_command, write_error_file
 
 
 def refuse() -> None:
@@ -112,3 +112,9 @@ def test_an_interrupted_script_says_so_without_a_traceback(capsys: pytest.Captur
         run_command(interrupted)
     assert caught.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_one_line_of_an_error_is_short_and_never_empty() -> None:
+    assert one_line(ValueError("a\n   b")) == "a b"
+    assert len(one_line(ValueError("word " * 1000))) == 300
+    assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"

@@ -62,7 +62,7 @@ def annealed_l0(prediction: torch.Tensor, target: torch.Tensor, exponent: float)
 def masked_l2(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Mean square of the difference over the pixels of each image that the mask keeps (Noise2Noise section 3.2).
 
-    Lost pixels must not make the loss smaller: the same optim.clip then means more with noisy targets than with clean.
+    As a mean over all pixels it would be smaller than with clean targets, and optim.clip would then clip less.
     """
     squares = (prediction - target).square()
     if mask is None:

@@ -12,7 +12,7 @@ from n2n_dist.errors import Refusal
 from n2n_dist.model.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample
 
 NETWORK = 3
-"""Counted up when weights of before no longer fit, or would denoise differently."""
+"""Counted up when earlier weights no longer fit, or would denoise differently."""
 
 
 @dataclass

@@ -130,7 +130,7 @@ def test_gates_pool_over_the_training_crop_on_every_level() -> None:
 
 
 def test_the_same_weights_denoise_as_they_did() -> None:
-    """Where this fails, weights and checkpoints of before are no longer good: raise NETWORK."""
+    """Where this fails, earlier weights and checkpoints are no longer good: raise NETWORK."""
     model = ResUNet(ModelSettings(channels=1, width=8, depths=[1, 1]), crop=16)
     with torch.no_grad():
         for number, (_, weights) in enumerate(sorted(model.state_dict().items())):
