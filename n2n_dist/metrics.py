@@ -31,6 +31,11 @@ def psnr(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return -10 * torch.log10((image.double() - reference.double()).square().mean((1, 2, 3)))
 
 
+def clip(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Clip an image to black and white, or to what is brightest in its reference: high dynamic range is above white."""
+    return image.clamp(min=0).minimum(reference.amax().clamp(min=1))
+
+
 def decibels(mse: float) -> float:
     """Return the PSNR of a mean squared error; infinite where that is not above zero."""
     return math.inf if mse <= 0 else -10 * math.log10(mse)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from n2n_dist import metrics
 from n2n_dist.errors import Refusal
-from n2n_dist.metrics import LPIPS, UnbiasedMSE, psnr, ssim, to_8_bit, unbiased_mse
+from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, psnr, ssim, to_8_bit, unbiased_mse
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +139,9 @@ def test_an_unbiased_mse_at_or_below_zero_is_a_lower_bound_of_the_psnr() -> None
     assert below.interval[1] == math.inf
     assert UnbiasedMSE(0.0, 0.0).psnr == math.inf
     assert math.isnan(UnbiasedMSE(math.nan, math.nan).psnr)
+
+
+def test_images_are_clipped_to_white_or_to_what_their_reference_reaches() -> None:
+    image = torch.tensor([-0.5, 0.5, 1.5, 5.0]).view(1, 1, 1, 4)
+    assert clip(image, torch.zeros(1, 1, 1, 4)).flatten().tolist() == [0, 0.5, 1, 1]
+    assert clip(image, torch.full((1, 1, 1, 4), 4.0)).flatten().tolist() == [0, 0.5, 1.5, 4]

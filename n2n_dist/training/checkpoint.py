@@ -90,7 +90,7 @@ class Checkpoints:
         self._progress: Progress | None = None
         """The caller's, of the save under way."""
         self._best: tuple[float | None, int] = (None, 0)
-        """PSNR and step of the best validation whose weights are saved."""
+        """Score in dB and step of the best validation whose weights are saved."""
 
     @property
     def busy(self) -> bool:

@@ -55,7 +55,7 @@ class Progress:
     samples_seen: int
     """Samples the run has seen: the whole state of the data."""
     best: float | None
-    """Best validation PSNR so far, in dB."""
+    """Best score of a validation so far, in dB."""
     steps: int
     """train.steps when the checkpoint was written."""
     data: str

@@ -36,7 +36,9 @@ def start(
     targets = " (clean targets)" if config.pairs.supervised else ""
     noise = "of the images, which are taken as they are" if config.noise.name == "none" else config.noise.name
     if config.pairs.source == "captures":
-        noise = "of the captures; PSNR is estimated from two of them (uPSNR), unless the shards hold clean references"
+        noise = "of the captures"
+        if config.validation_sets():
+            noise += "; PSNR is estimated from two of them (uPSNR), unless the shards hold clean references"
     shards, epoch = len(index.shards), order.batches_per_epoch
     learned, warnings = expectation(config.noise, config.pairs, config.loss)
     perceptual = f" + {config.loss.perceptual:g} * VGG-16" if config.loss.perceptual else ""
@@ -87,13 +89,16 @@ def continuing(progress: Progress, steps: int) -> str:
 
 
 def scores(step: int, values: dict[str, float]) -> str:
-    """Put one validation on one line."""
-    return f"step {step:,}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    """Put one validation on one line; a PSNR that is only bounded stands as `>=`."""
+    bounds = {name for name in values if values.get(f"{name}_low") == values[name]}
+    return f"step {step:,}: " + ", ".join(
+        f"{name} {'>= ' if name in bounds else ''}{value:.4g}" for name, value in values.items()
+    )
 
 
 def end(run_dir: Path, progress: Progress, validation: Validation) -> str:
     """Say what came out and what to do next."""
-    best = f", best validation PSNR {progress.best:.2f} dB" if progress.best is not None else ""
+    best = f", best validation {progress.best:.2f} dB" if progress.best is not None else ""
     return "\n".join(
         [
             f"done: {progress.step:,} steps, {progress.samples_seen:,} samples{best}",

@@ -18,7 +18,7 @@ from n2n_dist.data.remote import Unavailable
 from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled
-from n2n_dist.metrics import LPIPS, UnbiasedMSE, decibels, psnr, ssim, unbiased_mse
+from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, decibels, psnr, ssim, unbiased_mse
 from n2n_dist.model.resunet import ResUNet
 from n2n_dist.noise import keys
 from n2n_dist.noise.models import Noise, NoNoise
@@ -129,8 +129,9 @@ class Validation:
             Values that are equal on all ranks, and for rank 0 some samples spread over each set. Where there is
             something clean to compare with, means over the samples: `SET/noisy_psnr` and `SET/psnr` in dB, `SET/ssim`
             and `SET/lpips`. Elsewhere, in dB of the squared error over all samples: `SET/noisy_upsnr`, `SET/upsnr`
-            with its 95 % interval `SET/upsnr_low` to `SET/upsnr_high`, and `SET/psnr_to_capture` against the second
-            capture, noise and all, which only ranks. None if a signal to any rank has stopped it: on a slow machine
+            with its 95 % interval `SET/upsnr_low` to `SET/upsnr_high` (where chance took the estimated error to zero or
+            below, `upsnr` is that lower end, a bound), and `SET/psnr_to_capture` against the second capture, noise and
+            all, which only ranks. None if a signal to any rank has stopped it: on a slow machine
             it may take longer than the time that is left.
 
         Raises:
@@ -206,7 +207,7 @@ class Validation:
         return _Pair(noisy, first, clean=True)
 
     def _with_reference(self, noisy: torch.Tensor, denoised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        clipped = denoised.clamp(0, 1)
+        clipped = clip(denoised, clean)
         # the noisy input is not clipped: its PSNR is that of the data
         found = [torch.ones(1), *(psnr(image, clean).clamp(max=EXACT) for image in (noisy, clipped))]
         found.append(ssim(clipped, clean))
@@ -233,13 +234,16 @@ def _estimates(count: float, mse: float, variance: float, noisy: float, to_captu
     return {
         "noisy_upsnr": decibels(noisy / count),
         "upsnr": min(estimate.psnr, EXACT),
-        "upsnr_low": low,
+        "upsnr_low": min(low, EXACT),
         "upsnr_high": high,
         "psnr_to_capture": decibels(to_capture / count),
     }
 
 
-def mean_psnr(values: dict[str, float]) -> float:
-    """Return the mean PSNR, or uPSNR, over the validation sets, which chooses the best weights."""
-    scores = [value for name, value in values.items() if name.endswith(("/psnr", "/upsnr"))]
+def score(values: dict[str, float]) -> float:
+    """Return what chooses the best weights, in dB: the mean over the validation sets of PSNR or the lower end of uPSNR.
+
+    The lower end rises as the estimated error falls, through zero too; uPSNR itself leaps up just above zero.
+    """
+    scores = [value for name, value in values.items() if name.endswith(("/psnr", "/upsnr_low"))]
     return sum(scores) / len(scores)

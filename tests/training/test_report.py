@@ -1,3 +1,4 @@
+import math
 import socket
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def test_continuing_mentions_another_number_of_steps() -> None:
 def test_scores_stand_on_one_line() -> None:
     line = report.scores(1000, {"a/psnr": 30.123456, "a/ssim": 0.987654})
     assert line == "step 1,000: a/psnr 30.12, a/ssim 0.9877"
+    line = report.scores(9, {"a/upsnr": 45.2, "a/upsnr_low": 45.2, "a/upsnr_high": math.inf})
+    assert line == "step 9: a/upsnr >= 45.2, a/upsnr_low 45.2, a/upsnr_high inf"
 
 
 def test_the_end_says_what_to_run_next(tmp_path: Path) -> None:
@@ -79,6 +82,6 @@ def test_the_end_says_what_to_run_next(tmp_path: Path) -> None:
         report.end(tmp_path, progress(), none)
     (tmp_path / "last.safetensors").write_bytes(b"")
     text = report.end(tmp_path, progress(), none)
-    assert "done: 1,234 steps, 9,872 samples, best validation PSNR 30.26 dB" in text
+    assert "done: 1,234 steps, 9,872 samples, best validation 30.26 dB" in text
     assert f"weights: {tmp_path / 'last.safetensors'}\n" in text
     assert f"next: python launch/denoise.py --run {tmp_path} NOISY_FOLDER DENOISED_FOLDER" in text
