@@ -34,6 +34,8 @@ REMEDY = {
 """The loss that learns the first of these; any does for the other models."""
 SHARED = ("correlated", "text")
 """Noise that neighbouring pixels have in common."""
+HALF = {"impulse": 0.5, "text": 0.4}
+"""Shares from which on half of the pixels may be replaced; of text, more are covered than were asked for."""
 
 
 def expectation(noise: Noise, pairs: PairSettings, loss: LossSettings) -> tuple[str, list[str]]:
@@ -68,12 +70,17 @@ def expectation(noise: Noise, pairs: PairSettings, loss: LossSettings) -> tuple[
             f"pairs.source neighbours: neighbouring pixels share noise {noise.name}, which stays in the image; use "
             "captures"
         )
+    elif pairs.source == "neighbours" and pairs.gamma > 0 and "mean" not in known:
+        warnings.append(
+            f"pairs.gamma {pairs.gamma:g}: the consistency term of pairs.source neighbours draws towards the mean of "
+            f"{described}, which is not the clean image; set pairs.gamma=0"
+        )
     clean = "" if warnings else ": the clean image"
     return f"the {statistic} of noisy targets ({described}){clean}", warnings
 
 
 def _replaces_half(noise: Noise) -> bool:
-    """Whether half of the pixels or more may be replaced."""
-    if noise.name not in ("impulse", "text"):
+    """Whether half of the pixels of an image, or more, may be replaced."""
+    if noise.name not in HALF:
         return False
-    return max(noise.ends if isinstance(noise.ends, Sequence) else [noise.ends]) >= 0.5
+    return max(noise.ends if isinstance(noise.ends, Sequence) else [noise.ends]) >= HALF[noise.name]
