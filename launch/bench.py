@@ -1,4 +1,4 @@
-"""Measure speed and memory on this machine; figures are medians of ratios taken in turns.
+"""Measure speed and memory on this machine, as medians of ratios taken in turns, and what noisy targets cost.
 
     python launch/bench.py --loop --scaling --precision --denoise --checkpoint --data [key=value ...]
     python launch/bench.py --gap --seeds 3 --config configs/gaussian25.yaml [key=value ...]

@@ -24,8 +24,8 @@ from n2n_dist.data.shard import Index
 from n2n_dist.devices import set_threads, use_gpu
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled
-from n2n_dist.metrics import psnr
-from n2n_dist.model.weights import LAST, load_model
+from n2n_dist.metrics import clip, psnr
+from n2n_dist.model.weights import LAST, load_model, trained_steps
 from n2n_dist.noise import keys
 from n2n_dist.training.validation import EXACT
 
@@ -110,9 +110,11 @@ def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None
         output: folder for the runs and the report.
 
     Raises:
-        Refusal: a run failed, or there is nothing to validate on.
+        Refusal: a run failed, there is nothing to validate on, or no seed.
 
     """
+    if seeds < 1:
+        raise Refusal(f"--seeds {seeds}: must be 1 or more")
     chosen = [setting for setting in settings if setting.startswith(CHOICES)]
     common = [setting for setting in settings if not setting.startswith(CHOICES)]
     rows = []
@@ -174,6 +176,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 def brightness_bias(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     """Sum over the pixels whose output falls in each tenth of [0, 1]: count, output and clean, float64 [3, BINS].
 
+    What lies below black or above white counts in the first or the last.
     The bins are of the output: sorted by the clean image, even the best estimator looks biased, because it draws
     what is rare towards what is frequent.
     """
@@ -198,7 +201,7 @@ def _measured(config: Path, settings: Sequence[str], folder: Path) -> Measured:
         variables = {**os.environ, "OMP_NUM_THREADS": str(loaded.train.threads or torch.get_num_threads())}
         if subprocess.run(command, env=variables, check=False).returncode:
             raise Refusal(f"{folder}: this run failed; its message stands above")
-        if not (folder / LAST).exists():
+        if trained_steps(folder / LAST) != loaded.train.steps:
             raise Refusal(f"{folder}: this run was stopped; the same command continues it")
         found.write_text(json.dumps(vars(_measure(folder / LAST, loaded))))
     return Measured(**json.loads(found.read_text()))
@@ -216,11 +219,11 @@ def _measure(weights: Path, config: Config) -> Measured:
         for number in range(min(len(index), config.validate.images)):
             tar, sample = index.sample(number)
             window = (0, 0, *sample.shape[:2])
-            pixels = read_pixels(tar, sample, sample.clean or sample.captures[0], window)
+            pixels = read_pixels(tar, sample, sample.captures[0], window)  # as in training and validation
             clean = torch.from_numpy(pixels).permute(2, 0, 1)
             generator = keys.generator(0, number, "validation", clean.device)
             denoised = denoise_tiled(model, config.noise(clean, level, generator), device)
-            scores.append(min(psnr(denoised.clamp(0, 1)[None], clean[None]).item(), EXACT))
+            scores.append(min(psnr(clip(denoised, clean)[None], clean[None]).item(), EXACT))
             sums += brightness_bias(denoised, clean)
     count, output, clean_sum = sums
     bias = torch.where(count > 0, (output - clean_sum) / count.clamp(min=1) * 255, 0)

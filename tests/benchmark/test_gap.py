@@ -1,4 +1,5 @@
 import math
+import subprocess
 from pathlib import Path
 
 import PIL.Image
@@ -20,6 +21,8 @@ from n2n_dist.benchmark.gap import (
 )
 from n2n_dist.config import load
 from n2n_dist.errors import Refusal
+from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.model.weights import LAST, save_model
 
 
 def measured(psnr: float, bias: float = 0.0) -> Measured:
@@ -104,8 +107,21 @@ def test_runs_are_trained_once_and_reported(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "gap.png").stat().st_size > 10_000
 
 
+def test_weights_of_a_shorter_run_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was given more steps, and stopped, has the weights of its first end."""
+    settings = [*COMBINATIONS["poisson 30, L2"], "data.validation=shards/demo/validation", "train.steps=3"]
+    folder = tmp_path / "poisson-30--L2-noisy-0"
+    folder.mkdir()
+    save_model(folder / LAST, ResUNet(ModelSettings(width=8, depths=[1]), crop=32), step=2)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+    with pytest.raises(Refusal, match=r"noisy-0: this run was stopped; the same command continues it"):
+        gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
+
+
 def test_without_validation_there_is_nothing_to_measure(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"data.validation null: the gap is measured there"):
         gap(Path("configs/demo.yaml"), ["data.validation=null"], 1, tmp_path)
+    with pytest.raises(Refusal, match=r"--seeds 0: must be 1 or more"):
+        gap(Path("configs/demo.yaml"), [], 0, tmp_path)
     with pytest.raises(Refusal, match=r"pairs.source captures: the gap needs clean images"):
         gap(Path("configs/demo.yaml"), ["pairs.source=captures", "loss.pixel=l2"], 1, tmp_path)
