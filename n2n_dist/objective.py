@@ -92,7 +92,8 @@ def check_objective(noise: Noise, pairs: PairSettings, loss: LossSettings) -> No
         if isinstance(noise, NoNoise):
             raise Refusal(
                 "loss.form matched: needs the noise of the captures: noise.name=poisson-gaussian noise.lam=1/a "
-                "noise.read=sqrt(b)/a (0 for b below 0), of the noise variance a x + b that shards/audit.py prints"
+                "noise.read=sqrt(b)/a (0 for b below 0), of the noise variance a x + b that shards/audit.py prints; "
+                "where a is not above 0, noise.name=gaussian noise.sigma=255*sqrt(b)"
             )
         if pairs.source == "captures" and isinstance(noise.ends, Sequence):
             raise Refusal(f"noise.{noise.level_name} {noise.ends}: describes the captures; give one number")

@@ -81,7 +81,7 @@ def test_without_lambda_there_is_no_perceptual_part() -> None:
 @pytest.mark.parametrize("pixel", LEARNS)
 @pytest.mark.parametrize("form", ["plain", "matched"])
 def test_losses_of_parts_average_to_that_of_the_batch(pixel: str, form: str) -> None:
-    """Masked and relative ones too: all divide by the number of elements, so ranks and accumulation agree."""
+    """Ranks and accumulation agree: every loss is a mean over each image first."""
     settings, model, positions = LossSettings(pixel=pixel, form=form), network(), [1, 9, 4, 6]
     noise = PoissonGaussian(lam=[10, 100])
     whole = losses(model, Edges(), settings, made_pair(positions, noise), done=0.4)

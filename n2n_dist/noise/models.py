@@ -6,7 +6,8 @@ would learn the shift. The level of a model (sigma, photons, share of replaced p
 
 Every model is differentiable in the clean image, with the random numbers held fixed: additive and multiplicative
 noise and replaced pixels by nature. Photons are counted for the image as it is, and differentiated as if their noise
-did not depend on it: the derivative of the mean of a count, which is exact, and nothing for its spread.
+did not depend on it: the derivative of the mean of a count, and nothing for its spread; below black, where there are no
+photons, as well, so that a dark prediction is still drawn up.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Noise:
         ordered = len(ends) == 2 and numbers and self.smallest <= ends[0] <= ends[1] <= self.largest
         if not ordered or math.isinf(ends[1]):
             allowed = f">= {self.smallest:g}" + (f" and <= {self.largest:g}" if self.largest < math.inf else "")
-            raise Refusal(f"{setting}: {level!r} is not a number or a range; give a number {allowed} or [low, high]")
+            raise Refusal(f"{setting} {level!r}: must be a number {allowed}, or a range [low, high] of such")
 
     def level(self, uniform: float) -> float:
         """Choose the level of a sample from one uniform random number in [0, 1), evenly from a range."""
@@ -206,7 +207,7 @@ class Impulse(Noise):
     """Random-valued impulses: pixels replaced by colours drawn evenly from [0, 1]^C (Noise2Noise section 3.2)."""
 
     name: str = "impulse"
-    """Chooses this model: mean (1 - density) * x + density / 2."""
+    """Chooses this model: mean m = (1 - d) x + d / 2, variance (1 - d) x^2 + d / 3 - m^2, of a density d."""
     density: Any = 0.5
     """Probability that a pixel is replaced: a number, or [low, high] for blind training."""
 
@@ -222,11 +223,12 @@ class Impulse(Noise):
 class Text(Noise):
     """Random strings of random size and colour laid over the image (Noise2Noise section 3.2, text removal).
 
-    They are drawn on the CPU by Pillow's own font, from the generator's seed and not from its state.
+    The last string may cover more than was asked for. They are drawn on the CPU by Pillow's own font, from the
+    generator's seed and not from its state.
     """
 
     name: str = "text"
-    """Chooses this model: mean (1 - coverage) * x + coverage / 2, where text is."""
+    """Chooses this model: mean m = (1 - c) x + c / 2, variance (1 - c) x^2 + c / 3 - m^2, of a covered share c."""
     coverage: Any = 0.25
     """Share of the pixels that text covers, at least: a number, or [low, high] for blind training."""
 
