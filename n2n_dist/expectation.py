@@ -35,7 +35,7 @@ REMEDY = {
 SHARED = ("correlated", "text")
 """Noise that neighbouring pixels have in common."""
 HALF = {"impulse": 0.5, "text": 0.4}
-"""Shares from which on half of the pixels may be replaced; of text, more are covered than were asked for."""
+"""Shares from which on half of the pixels may be replaced; of text, the last string covers more than is asked for."""
 
 
 def expectation(noise: Noise, pairs: PairSettings, loss: LossSettings) -> tuple[str, list[str]]:
@@ -70,10 +70,10 @@ def expectation(noise: Noise, pairs: PairSettings, loss: LossSettings) -> tuple[
             f"pairs.source neighbours: neighbouring pixels share noise {noise.name}, which stays in the image; use "
             "captures"
         )
-    elif pairs.source == "neighbours" and pairs.gamma > 0 and "mean" not in known:
+    elif pairs.source == "neighbours" and "mean" not in known:
         warnings.append(
-            f"pairs.gamma {pairs.gamma:g}: the consistency term of pairs.source neighbours draws towards the mean of "
-            f"{described}, which is not the clean image; set pairs.gamma=0"
+            f"pairs.source neighbours: its consistency term draws towards the mean of {described}, which is not the "
+            "clean image; use captures"
         )
     clean = "" if warnings else ": the clean image"
     return f"the {statistic} of noisy targets ({described}){clean}", warnings

@@ -32,8 +32,12 @@ def psnr(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def clip(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Clip an image to black and white, or to what is brightest in its reference: high dynamic range is above white."""
-    return image.clamp(min=0).minimum(reference.amax().clamp(min=1))
+    """Clip images to black and white, or as far as their references go beyond: high dynamic range, a dark sky's noise.
+
+    Both are [N, C, H, W] or [C, H, W].
+    """
+    darkest, brightest = (extreme((-3, -2, -1), keepdim=True) for extreme in (reference.amin, reference.amax))
+    return image.maximum(darkest.clamp(max=0)).minimum(brightest.clamp(min=1))
 
 
 def decibels(mse: float) -> float:
@@ -57,9 +61,12 @@ class UnbiasedMSE:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the PSNR in dB; its upper end is infinite where an error of zero cannot be excluded."""
+        """95 % interval of the PSNR in dB; its upper end is infinite where an error of zero cannot be excluded.
+
+        No error is below zero, so the lower end is at least that of an estimate of zero.
+        """
         margin = 1.96 * self.standard_error
-        return decibels(self.mse + margin), decibels(self.mse - margin)
+        return decibels(max(self.mse, 0) + margin), decibels(self.mse - margin)
 
 
 def unbiased_mse(

@@ -127,7 +127,7 @@ def test_images_of_real_pairs_are_taken_as_they_are_unless_a_noise_is_named() ->
         ("data.max_bad=2", "^data.max_bad 2.0: must be between 0 and 1"),
         ("run.seed=-1", "^run.seed -1: must be 0 or more and below"),
         ("run.seed=99999999999999999999", "^run.seed 99999999999999999999: must be 0 or more and below"),
-        ("noise.sigma=-1", "^noise.sigma -1: must be a number >= 0"),
+        ("noise.sigma=-1", "^noise.sigma -1: must be a finite number >= 0"),
         ("noise.sigma=[50,5]", r"^noise.sigma \[50, 5\]: .* a range \[low, high\] of such$"),
         ("noise.sigma=[1,2,3]", r"^noise.sigma \[1, 2, 3\]: must be"),
         ("noise.sigma=much", "^noise.sigma 'much': must be"),

@@ -135,13 +135,16 @@ def test_an_unbiased_mse_at_or_below_zero_is_a_lower_bound_of_the_psnr() -> None
     assert exact.psnr == pytest.approx(30)
     assert exact.interval == pytest.approx((29.916, 30.086), abs=1e-3)
     below = UnbiasedMSE(-1e-5, 1e-4)
-    assert below.psnr == below.interval[0] == pytest.approx(-10 * math.log10(-1e-5 + 1.96e-4))
+    assert below.psnr == below.interval[0] == pytest.approx(-10 * math.log10(1.96e-4))
+    assert UnbiasedMSE(-1e-3, 1e-4).psnr == below.psnr
     assert below.interval[1] == math.inf
     assert UnbiasedMSE(0.0, 0.0).psnr == math.inf
     assert math.isnan(UnbiasedMSE(math.nan, math.nan).psnr)
 
 
-def test_images_are_clipped_to_white_or_to_what_their_reference_reaches() -> None:
+def test_images_are_clipped_to_black_and_white_or_as_far_as_their_reference_goes() -> None:
     image = torch.tensor([-0.5, 0.5, 1.5, 5.0]).view(1, 1, 1, 4)
-    assert clip(image, torch.zeros(1, 1, 1, 4)).flatten().tolist() == [0, 0.5, 1, 1]
-    assert clip(image, torch.full((1, 1, 1, 4), 4.0)).flatten().tolist() == [0, 0.5, 1.5, 4]
+    references = torch.stack([torch.full((1, 1, 4), 0.5), torch.tensor([-0.1, 0.0, 1.0, 4.0]).view(1, 1, 4)])
+    expected = [[0, 0.5, 1, 1], [pytest.approx(-0.1), 0.5, 1.5, 4]]
+    assert clip(image.repeat(2, 1, 1, 1), references).flatten(1).tolist() == expected
+    assert [clip(image[0], reference).flatten().tolist() for reference in references] == expected

@@ -258,7 +258,7 @@ def test_evaluate_refuses(tmp_path: Path, write_images: Callable[..., Path], mak
     for arguments, message in (
         (
             ["--run", make_weights(), "--images", images, "--level", -1],
-            "noise.sigma -1.0: must be a number >= 0",
+            "noise.sigma -1.0: must be a finite number >= 0",
         ),
         (["--run", make_weights(), "--images", images, "--noise", "rain"], "noise rain: must be one of gaussian, "),
         (["--run", make_weights(), "--images", tmp_path / "nowhere"], "nowhere: no such folder"),

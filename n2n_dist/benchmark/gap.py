@@ -196,6 +196,7 @@ def _measured(config: Path, settings: Sequence[str], folder: Path) -> Measured:
             f"pairs.source {loaded.pairs.source}: the gap needs clean images, which only synthetic pairs have"
         )
     if not (found.exists() and (folder / "config.yaml").read_text() == loaded.to_yaml()):
+        found.unlink(missing_ok=True)  # else it would be taken for that of a run that is stopped now
         launch = [sys.executable, "-m", "accelerate.commands.launch"]
         command = [*launch, "launch/train.py", "--config", str(config), *settings]
         variables = {**os.environ, "OMP_NUM_THREADS": str(loaded.train.threads or torch.get_num_threads())}

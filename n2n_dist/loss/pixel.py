@@ -1,4 +1,4 @@
-"""Pixel losses: the mean of a distance over what counts; the distance decides what of the targets is learned.
+"""Pixel losses: the mean of a distance over the pixels that count; the distance decides what is learned.
 
 Every mean is over an image first and then over the images: equal parts of a batch, averaged, give the loss of the batch
 on any number of ranks and accumulation steps, which a division by a count over a part of the batch would not.

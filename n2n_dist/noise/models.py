@@ -6,8 +6,8 @@ would learn the shift. The level of a model (sigma, photons, share of replaced p
 
 Every model is differentiable in the clean image, with the random numbers held fixed: additive and multiplicative
 noise and replaced pixels by nature. Photons are counted for the image as it is, and differentiated as if their noise
-did not depend on it: the derivative of the mean of a count, and nothing for its spread; below black, where there are no
-photons, as well, so that a dark prediction is still drawn up.
+did not depend on it: the derivative of the mean of a count, and nothing for its spread. Below black there are no
+photons, yet the derivative stays 1, so that a prediction can come back.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Noise:
         """The level as it was set: a number, or [low, high]."""
         return getattr(self, self.level_name)
 
-    def check_level(self, setting: str, level: Any) -> None:
-        """Check a level, a number or a range.
+    def check_level(self, setting: str, level: Any, otherwise: str = ", or a range [low, high] of such") -> None:
+        """Check a level, a number or a range; `otherwise` ends the message.
 
         Raises:
             Refusal: names the setting, the value and what is allowed.
@@ -52,7 +52,7 @@ class Noise:
         ordered = len(ends) == 2 and numbers and self.smallest <= ends[0] <= ends[1] <= self.largest
         if not ordered or math.isinf(ends[1]):
             allowed = f">= {self.smallest:g}" + (f" and <= {self.largest:g}" if self.largest < math.inf else "")
-            raise Refusal(f"{setting} {level!r}: must be a number {allowed}, or a range [low, high] of such")
+            raise Refusal(f"{setting} {level!r}: must be a finite number {allowed}{otherwise}")
 
     def level(self, uniform: float) -> float:
         """Choose the level of a sample from one uniform random number in [0, 1), evenly from a range."""

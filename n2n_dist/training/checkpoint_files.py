@@ -37,8 +37,8 @@ from n2n_dist.pairs import PairSettings
 from n2n_dist.training.watchdog import lost_process
 
 MANIFEST = "manifest.json"
-FORMAT = 5
-"""Counted up when the files change, and when a continued run would see other crops or noise, or another loss."""
+FORMAT = 6
+"""Counted up when the files change, or a continued run would see other crops, noise, loss or score of a validation."""
 NUMBERS = b"/data/0"
 """End of the name under which torch.save stores the numbers of a tensor."""
 DAMAGE = (OSError, ValueError, KeyError, TypeError)

@@ -33,7 +33,7 @@ from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
 from n2n_dist.training.owner import Owner
 from n2n_dist.training.precision import arrange, autocast_type, memory_format
 from n2n_dist.training.tracking import OwnTime, Stragglers, Tracker, Window, memory_bytes
-from n2n_dist.training.validation import Validation, score
+from n2n_dist.training.validation import Validation, selection_score
 from n2n_dist.training.watchdog import Watchdog, lost_process
 
 if TYPE_CHECKING:
@@ -210,8 +210,9 @@ def _train(
         tracker.settings(config.identity(), [name for name in curves if "noisy" not in name])
         tracker.strips(progress.step, strips)
         tracker.say(report.scores(progress.step, scores))
-        if progress.best is None or score(scores) > progress.best:
-            progress.best, progress.best_step = score(scores), progress.step
+        score = selection_score(scores)
+        if progress.best is None or score > progress.best:
+            progress.best, progress.best_step = score, progress.step
         return False
 
     stopping = any(backend.agree(None, interrupt.received()))

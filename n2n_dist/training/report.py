@@ -89,8 +89,8 @@ def continuing(progress: Progress, steps: int) -> str:
 
 
 def scores(step: int, values: dict[str, float]) -> str:
-    """Put one validation on one line; a PSNR that is only bounded stands as `>=`."""
-    bounds = {name for name in values if values.get(f"{name}_low") == values[name]}
+    """Put one validation on one line; where uPSNR is only a bound, it stands as `>=`."""
+    bounds = {name for name in values if values.get(f"{name}_low") == values[name] < values[f"{name}_high"]}
     return f"step {step:,}: " + ", ".join(
         f"{name} {'>= ' if name in bounds else ''}{value:.4g}" for name, value in values.items()
     )
@@ -98,7 +98,7 @@ def scores(step: int, values: dict[str, float]) -> str:
 
 def end(run_dir: Path, progress: Progress, validation: Validation) -> str:
     """Say what came out and what to do next."""
-    best = f", best validation {progress.best:.2f} dB" if progress.best is not None else ""
+    best = f", best validation score {progress.best:.2f} dB" if progress.best is not None else ""
     return "\n".join(
         [
             f"done: {progress.step:,} steps, {progress.samples_seen:,} samples{best}",

@@ -21,7 +21,7 @@ from n2n_dist.inference.pictures import join_strips
 
 CHARTS = {
     "loss": ["train/total"],
-    "validation PSNR, dB": ["validation/(.*/)?u?psnr$"],
+    "validation PSNR, dB": ["validation/(.*/)?(psnr|upsnr|upsnr_low)$"],
     "gradient norm": ["train/gradient_norm"],
     "learning rate": ["train/learning_rate"],
     "images per second": ["speed/images_per_second"],

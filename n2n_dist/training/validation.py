@@ -105,7 +105,7 @@ class Validation:
         if self.source == "captures":
             self._require_reference(source)
         elif settings.level is not None:
-            noise.check_level("validate.level", settings.level)
+            noise.check_level("validate.level", settings.level, "")
         self.settings = settings
         self.device = device
         self.lpips = LPIPS().to(device) if self.sets and channels in (1, 3) else None
@@ -130,7 +130,7 @@ class Validation:
             something clean to compare with, means over the samples: `SET/noisy_psnr` and `SET/psnr` in dB, `SET/ssim`
             and `SET/lpips`. Elsewhere, in dB of the squared error over all samples: `SET/noisy_upsnr`, `SET/upsnr`
             with its 95 % interval `SET/upsnr_low` to `SET/upsnr_high` (where chance took the estimated error to zero or
-            below, `upsnr` is that lower end, a bound), and `SET/psnr_to_capture` against the second capture, noise and
+            below, `upsnr` is the lower end, a bound), and `SET/psnr_to_capture` against the second capture, noise and
             all, which only ranks. None if a signal to any rank has stopped it: on a slow machine
             it may take longer than the time that is left.
 
@@ -240,10 +240,11 @@ def _estimates(count: float, mse: float, variance: float, noisy: float, to_captu
     }
 
 
-def score(values: dict[str, float]) -> float:
+def selection_score(values: dict[str, float]) -> float:
     """Return what chooses the best weights, in dB: the mean over the validation sets of PSNR or the lower end of uPSNR.
 
-    The lower end rises as the estimated error falls, through zero too; uPSNR itself leaps up just above zero.
+    uPSNR itself grows without end where chance takes the estimated error just above zero. A set of both kinds of
+    samples gives both.
     """
     scores = [value for name, value in values.items() if name.endswith(("/psnr", "/upsnr_low"))]
     return sum(scores) / len(scores)

@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 from pathlib import Path
@@ -20,6 +21,10 @@ from n2n_dist.benchmark.gap import (
     table,
 )
 from n2n_dist.config import load
+from n2n_dist.data.build import build
+from n2n_dist.data.image import write_image
+from n2n_dist.data.plan import Options
+from n2n_dist.data.scenes import Grouping
 from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.model.weights import LAST, save_model
@@ -108,14 +113,42 @@ def test_runs_are_trained_once_and_reported(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_weights_of_a_shorter_run_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was given more steps, and stopped, has the weights of its first end."""
+    """A run that was measured, given more steps, and stopped, has the weights of its first end."""
     settings = [*COMBINATIONS["poisson 30, L2"], "data.validation=shards/demo/validation", "train.steps=3"]
     folder = tmp_path / "poisson-30--L2-noisy-0"
     folder.mkdir()
     save_model(folder / LAST, ResUNet(ModelSettings(width=8, depths=[1]), crop=32), step=2)
+    (folder / "config.yaml").write_text("of the shorter run")
+    (folder / "gap.json").write_text(json.dumps(vars(measured(30.0))))
+
+    def stopped(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        given = [part for part in command if "=" in part]
+        (folder / "config.yaml").write_text(load(Path("configs/demo.yaml"), given).to_yaml())
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", stopped)
+    for _ in range(2):
+        with pytest.raises(Refusal, match=r"noisy-0: this run was stopped; the same command continues it"):
+            gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
+
+
+def test_it_is_measured_on_the_images_of_training_however_bright(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on the clean references of captures, which synthetic pairs do not use."""
+    for name, value in (("0", 2.0), ("clean", 1.0)):
+        write_image(tmp_path / f"scenes/0/{name}.tif", torch.full((64, 64, 3), value).numpy())
+    build(tmp_path / "scenes", tmp_path / "own", Options(Grouping("folder", clean="clean"), white=1.0))
+    settings = ["noise.sigma=25", f"data.validation={tmp_path / 'own'}", "train.steps=1"]
+    returns_its_input = ResUNet(ModelSettings(width=8, depths=[1]), crop=32)
+    for folder in (tmp_path / "noise.sigma-25-noisy-0", tmp_path / "noise.sigma-25-clean-0"):
+        folder.mkdir()
+        save_model(folder / LAST, returns_its_input, step=1)
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
-    with pytest.raises(Refusal, match=r"noisy-0: this run was stopped; the same command continues it"):
-        gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
+    gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
+    found = Measured(**json.loads((tmp_path / "noise.sigma-25-noisy-0/gap.json").read_text()))
+    # what is brighter than the image is clipped, half of the noise: 20.17 dB and 3 more
+    assert found.psnr == pytest.approx(23.2, abs=0.2)
 
 
 def test_without_validation_there_is_nothing_to_measure(tmp_path: Path) -> None:

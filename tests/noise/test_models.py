@@ -190,8 +190,8 @@ def test_fields_are_equal_for_equal_keys_and_independent_for_other_purposes(nois
     assert abs(correlation) < 4 / count**0.5
 
 
-def test_fields_are_those_of_every_machine() -> None:
-    """What the keys gave when this was written: a run that is continued elsewhere sees the same noise."""
+def test_fields_are_those_of_every_cpu() -> None:
+    """What the keys gave when this was written: a run that is continued on another machine sees the same noise."""
     known = {
         "gaussian": [0.4961, 0.37761, 0.37878, 0.33301],
         "correlated": [0.56435, 0.583, 0.57378, 0.48859],
@@ -260,7 +260,7 @@ def test_a_number_is_the_level_of_every_sample() -> None:
 )
 @pytest.mark.parametrize("noise", ADDED, ids=str)
 def test_levels_that_are_none_are_refused_by_name(noise: Noise, level: Any) -> None:
-    with pytest.raises(Refusal, match=rf"noise\.{noise.level_name} .*: must be a number >= .* or a range"):
+    with pytest.raises(Refusal, match=rf"noise\.{noise.level_name} .*: must be a finite number >= .* or a range"):
         type(noise)(**{noise.level_name: level})
 
 
@@ -313,7 +313,7 @@ def test_a_name_and_a_level_make_a_model() -> None:
     for name, level, message in (
         ("rain", None, r"noise rain: must be one of gaussian, correlated, .*speckle$"),
         ("none", None, "noise none: must be one of"),
-        ("bernoulli", 1.5, r"noise.keep 1.5: must be a number >= 0.001 and <= 1"),
+        ("bernoulli", 1.5, r"noise.keep 1.5: must be a finite number >= 0.001 and <= 1"),
     ):
         with pytest.raises(Refusal, match=message):
             fixed(name, level)

@@ -54,7 +54,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
         "batch    global batch 8 = 1 ranks x 1 accumulation steps x 8 crops, 32 x 32 pixels",
         "data     64 samples in 4 shards, 8 steps an epoch",
         "step 4: validation/noisy_psnr ",
-        "done: 4 steps, 32 samples, best validation ",
+        "done: 4 steps, 32 samples, best validation score ",
         f"next: python launch/denoise.py --run {run_dir} ",
     ):
         assert line in said

@@ -82,6 +82,6 @@ def test_the_end_says_what_to_run_next(tmp_path: Path) -> None:
         report.end(tmp_path, progress(), none)
     (tmp_path / "last.safetensors").write_bytes(b"")
     text = report.end(tmp_path, progress(), none)
-    assert "done: 1,234 steps, 9,872 samples, best validation 30.26 dB" in text
+    assert "done: 1,234 steps, 9,872 samples, best validation score 30.26 dB" in text
     assert f"weights: {tmp_path / 'last.safetensors'}\n" in text
     assert f"next: python launch/denoise.py --run {tmp_path} NOISY_FOLDER DENOISED_FOLDER" in text
