@@ -21,7 +21,8 @@ from documents import DOCUMENTS, SHORT, checkout, commands, messages, said
 from images import random_pixels, smooth_scene
 from servers import s3, upload
 
-from n2n_dist.benchmark import checkpoint, data
+from n2n_dist.benchmark import checkpoint, data, gap
+from n2n_dist.config import load
 from n2n_dist.data.image import write_image
 
 CLUSTER = ("sbatch", "squeue", "tail", "scontrol")
@@ -100,13 +101,19 @@ def test_the_commands_run(folder: Path, document: str, monkeypatch: pytest.Monke
 
 def test_the_benchmarks_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
+
+    def gap_of(config: Path, settings: list[str], seeds: int, output: Path) -> None:
+        load(processes.ROOT / config, settings)
+        measured.append("gap")
+
+    monkeypatch.setattr(gap, "gap", gap_of)
     monkeypatch.setattr(data, "data", lambda rounds, images: measured.append("data"))
     monkeypatch.setattr(checkpoint, "checkpoint", lambda rounds: measured.append("checkpoint"))
     found = [command for name in DOCUMENTS for command in commands(name) if "launch/bench.py" in command]
     for command in found:
         monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
         runpy.run_path(str(processes.ROOT / "launch/bench.py"), run_name="__main__")
-    assert sorted(measured) == ["checkpoint", "data"]
+    assert sorted(measured) == ["checkpoint", "data", "gap"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
