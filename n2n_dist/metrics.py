@@ -63,7 +63,7 @@ class UnbiasedMSE:
     def interval(self) -> tuple[float, float]:
         """95 % interval of the PSNR in dB; its upper end is infinite where an error of zero cannot be excluded.
 
-        No error is below zero, so the lower end is at least that of an estimate of zero.
+        No error is below zero: for the lower end such an estimate counts as zero.
         """
         margin = 1.96 * self.standard_error
         return decibels(max(self.mse, 0) + margin), decibels(self.mse - margin)

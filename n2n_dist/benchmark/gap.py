@@ -176,9 +176,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 def brightness_bias(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     """Sum over the pixels whose output falls in each tenth of [0, 1]: count, output and clean, float64 [3, BINS].
 
-    What lies below black or above white counts in the first or the last.
-    The bins are of the output: sorted by the clean image, even the best estimator looks biased, because it draws
-    what is rare towards what is frequent.
+    What lies below black or above white counts in the first or the last. The bins are of the output: sorted by the
+    clean image, even the best estimator looks biased, because it draws what is rare towards what is frequent.
     """
     flat, wanted = output.double().flatten(), clean.double().flatten()
     places = (flat * BINS).floor().clamp(0, BINS - 1).long()

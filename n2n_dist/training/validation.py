@@ -131,8 +131,8 @@ class Validation:
             and `SET/lpips`. Elsewhere, in dB of the squared error over all samples: `SET/noisy_upsnr`, `SET/upsnr`
             with its 95 % interval `SET/upsnr_low` to `SET/upsnr_high` (where chance took the estimated error to zero or
             below, `upsnr` is the lower end, a bound), and `SET/psnr_to_capture` against the second capture, noise and
-            all, which only ranks. None if a signal to any rank has stopped it: on a slow machine
-            it may take longer than the time that is left.
+            all, which only ranks. None if a signal to any rank has stopped it: on a slow machine it may take longer
+            than the time that is left.
 
         Raises:
             Refusal: on all ranks, where more than `max_bad` of the samples cannot be read, or a source is gone.
