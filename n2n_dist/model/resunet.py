@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from n2n_dist.errors import Refusal
 from n2n_dist.model.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample
 
-NETWORK = 3
+NETWORK = 4
 """Counted up when earlier weights no longer fit, or would denoise differently."""
+SURROUNDINGS = 17
+"""Width of the surroundings on whose mean a pixel is centred, in places of the finest feature map."""
 
 
 @dataclass
@@ -52,6 +54,10 @@ class ResUNet(nn.Module):
     (global residual, Zhang et al. 2017, DnCNN). The noise is the sum of what the last layer makes of the features
     and of a linear filter of the input: features not many more than the channels * stem^2 values of their pixels
     have no room for noise and image. Both start at zero: an untrained network returns its input.
+
+    Every pixel is centred on the mean of its surroundings, which enters the features beside it: what all inputs of a
+    layer share limits the steps that can be made (LeCun et al. 1998, Efficient BackProp). In that mean, values beyond
+    black and white count as these, so that a bright star does not move the sky around it.
     """
 
     def __init__(self, settings: ModelSettings, crop: int = 0) -> None:
@@ -77,6 +83,7 @@ class ResUNet(nn.Module):
             )
         inner = settings.channels * settings.stem**2
         self.entrance = nn.Conv2d(inner, widths[0], 3, padding=1)
+        self.brightness = nn.Conv2d(settings.channels, widths[0], 1, bias=False)
         self.encoder = nn.ModuleList(_blocks(w, d) for w, d in zip(widths, settings.depths, strict=True))
         self.down = nn.ModuleList(Downsample(w) for w in widths[:-1])
         self.up = nn.ModuleList(Upsample(w) for w in widths[:-1])
@@ -119,8 +126,11 @@ class ResUNet(nn.Module):
                 f"{self.settings.channels}: use weights trained on such images"
             )
         height, width = noisy.shape[-2:]
-        pixels = F.pixel_unshuffle(_pad_to_multiple(noisy, self.divisor), self.settings.stem)
-        x = self.entrance(pixels)
+        padded, stem = _pad_to_multiple(noisy, self.divisor), self.settings.stem
+        mean = F.avg_pool2d(padded.clamp(0, 1), stem)
+        mean = F.avg_pool2d(mean, SURROUNDINGS, stride=1, padding=SURROUNDINGS // 2, count_include_pad=False)
+        pixels = F.pixel_unshuffle(padded, stem) - mean.repeat_interleave(stem**2, 1)
+        x = self.entrance(pixels) + self.brightness(mean)
         skips = []
         for blocks, down in zip(self.encoder, self.down, strict=False):
             x = blocks(x)
@@ -131,7 +141,7 @@ class ResUNet(nn.Module):
             x = self.up[level](x)
             skip = self.attention[level](skips.pop(), x)
             x = self.decoder[level](self.merge[level](torch.cat([x, skip], 1)))
-        noise = F.pixel_shuffle(self.exit(x) + self.filter(pixels), self.settings.stem)[..., :height, :width]
+        noise = F.pixel_shuffle(self.exit(x) + self.filter(pixels), stem)[..., :height, :width]
         return noisy.float() - noise.float()
 
     def metadata(self) -> dict[str, object]:

@@ -87,6 +87,36 @@ def test_values_outside_0_and_1_pass() -> None:
     torch.testing.assert_close(shifted(x), x - 1000)
 
 
+@pytest.mark.parametrize("stem", [1, 2, 4])
+def test_pixels_are_centred_on_the_mean_of_their_surroundings_which_enters_beside_them(stem: int) -> None:
+    model = lively(stem=stem)
+    seen = {}
+    for name in ("entrance", "brightness"):
+        layer = getattr(model, name)
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: seen.__setitem__(name, inputs[0]))
+    x = 0.05 * random_images(2, 3, 24 * stem, 24 * stem) + torch.tensor([0.3, 0.5, 0.6]).view(1, 3, 1, 1)
+    model(x)
+    assert seen["brightness"].shape == (2, 3, 24, 24)
+    for row, column in ((0, 0), (12, 3), (23, 23)):  # 8 places to each side, of those that there are
+        rows, columns = (slice(max(0, place - 8) * stem, (place + 9) * stem) for place in (row, column))
+        mean = x[:, :, rows, columns].mean((2, 3))
+        torch.testing.assert_close(seen["brightness"][:, :, row, column], mean)
+        pixels = x[:, :, row * stem : (row + 1) * stem, column * stem : (column + 1) * stem] - mean[..., None, None]
+        torch.testing.assert_close(seen["entrance"][:, :, row, column], pixels.reshape(2, -1))
+
+
+def test_a_bright_star_hardly_moves_the_sky_around_it() -> None:
+    model = lively()
+    seen = []
+    model.entrance.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    sky = 0.02 * random_images(1, 3, 32, 32)
+    star = sky.clone()
+    star[..., 16, 16] = 10_000
+    model(sky)
+    model(star)
+    assert (seen[0] - seen[1])[..., 7, 7].abs().max() < 0.003  # next to it
+
+
 def test_result_is_float32_under_autocast() -> None:
     x = random_images(1, 3, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -137,10 +167,10 @@ def test_the_same_weights_denoise_as_they_did() -> None:
             weights.copy_(0.5 * torch.sin(number + 1.7 * torch.arange(weights.numel())).view_as(weights))
         y = model(torch.sin(torch.arange(24.0 * 40)).view(1, 1, 24, 40))
     expected = [
-        [-3.1964, 6.7355, -12.7778, 2.5585],
-        [1.2840, 6.8353, 28.9679, -3.2239],
-        [-0.3941, 18.5616, 24.3336, 4.1390],
-        [7.7555, -23.7168, 7.1793, 2.1917],
+        [1.2337, 3.6486, -0.9165, -4.6783],
+        [-11.8923, -1.9231, 17.6672, -3.6096],
+        [-12.6649, 1.1911, 14.3925, -1.4140],
+        [-9.5383, 0.2940, 1.9188, -0.2880],
     ]
     torch.testing.assert_close(y[0, 0, ::7, ::13], torch.tensor(expected), rtol=1e-3, atol=1e-3)
 
