@@ -6,6 +6,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+SLOPE = 0.1
+"""Of the activation, below zero."""
+
+
+def activate(x: torch.Tensor) -> torch.Tensor:
+    """Leaky ReLU (Maas et al. 2013), as in Lehtinen et al. 2018, Noise2Noise.
+
+    A ReLU that a large step has switched off everywhere never learns again: it is lost for the rest of the training.
+    """
+    return F.leaky_relu(x, SLOPE)
+
 
 class SqueezeExcitation(nn.Module):
     """Scales every channel by a gate computed from the channels' means (Hu et al. 2018).
@@ -21,14 +32,13 @@ class SqueezeExcitation(nn.Module):
         hidden = max(4, channels // 8)
         self.squeeze = nn.Conv2d(channels, hidden, 1)
         self.excite = nn.Conv2d(hidden, channels, 1)
-        nn.init.ones_(self.squeeze.bias)  # type: ignore[arg-type]  # else whole gates start dead, all ReLUs at zero
         self.window = 0
         """Height and width of a crop in pixels of this map; 0: as large as the map."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] -> [N, C, H, W]."""
         mean = _inner_mean(_inner_mean(x, self.window, -1), self.window, -2)
-        return x * torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))
+        return x * torch.sigmoid(self.excite(activate(self.squeeze(mean))))
 
 
 class ResBlock(nn.Module):
@@ -44,14 +54,14 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.gate = SqueezeExcitation(channels)
         for conv in (self.conv1, self.conv2):
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.kaiming_normal_(conv.weight, SLOPE)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         with torch.no_grad():
             self.conv2.weight.mul_(0.2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] -> [N, C, H, W]."""
-        return x + self.gate(self.conv2(F.relu(self.conv1(F.relu(x)))))
+        return x + self.gate(self.conv2(activate(self.conv1(activate(x)))))
 
 
 class AttentionGate(nn.Module):
@@ -66,7 +76,7 @@ class AttentionGate(nn.Module):
 
     def forward(self, skip: torch.Tensor, signal: torch.Tensor) -> torch.Tensor:
         """Two maps [N, C, H, W] -> the weighted skip [N, C, H, W]."""
-        return skip * torch.sigmoid(self.weight(F.relu(self.skip(skip) + self.signal(signal))))
+        return skip * torch.sigmoid(self.weight(activate(self.skip(skip) + self.signal(signal))))
 
 
 class Downsample(nn.Conv2d):

@@ -2,9 +2,8 @@ import itertools
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from n2n_dist.model.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample
+from n2n_dist.model.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample, activate
 
 
 def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -12,7 +11,7 @@ def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def scaled_by(gate: SqueezeExcitation, x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    return x * torch.sigmoid(gate.excite(F.relu(gate.squeeze(mean))))
+    return x * torch.sigmoid(gate.excite(activate(gate.squeeze(mean))))
 
 
 def border(window: int) -> int:
@@ -76,6 +75,16 @@ def test_block_starts_near_the_identity_and_keeps_the_shape() -> None:
     change = ResBlock(16)(x) - x
     assert change.shape == x.shape
     assert 0 < change.std() < 0.3 * x.std()
+
+
+def test_units_that_are_off_everywhere_still_learn() -> None:
+    torch.manual_seed(0)
+    block = ResBlock(8)
+    for layer in (block.conv1, block.gate.squeeze):
+        torch.nn.init.constant_(layer.bias, -100.0)
+    block(random_maps(2, 8, 9, 7)).square().mean().backward()
+    assert block.conv1.weight.grad.abs().sum((1, 2, 3)).min() > 0
+    assert block.gate.squeeze.weight.grad.abs().sum((1, 2, 3)).min() > 0
 
 
 def test_attention_gate_weighs_every_place_between_nothing_and_all() -> None:
