@@ -54,7 +54,7 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.gate = SqueezeExcitation(channels)
         for conv in (self.conv1, self.conv2):
-            nn.init.kaiming_normal_(conv.weight, SLOPE)
+            nn.init.kaiming_normal_(conv.weight, a=SLOPE)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         with torch.no_grad():
             self.conv2.weight.mul_(0.2)
