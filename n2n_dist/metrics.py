@@ -131,16 +131,20 @@ class LPIPS(nn.Module):
         """Build the network of the `lpips` package with the bundled ImageNet backbone: nothing is downloaded.
 
         Raises:
-            Refusal: the bundled weights are missing.
+            Refusal: the bundled weights are missing or damaged.
 
         """
         super().__init__()
-        if not ALEXNET.is_file():
-            raise Refusal(f"{ALEXNET}: the weights of AlexNet are missing; install the package again")
+        try:
+            weights = safetensors.torch.load_file(ALEXNET)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise Refusal(
+                f"{ALEXNET}: the weights of AlexNet cannot be read ({error}); install the package again"
+            ) from None
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # torchvision's own notes on arguments that lpips uses
             self.network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-        self._load_backbone(safetensors.torch.load_file(ALEXNET))
+        self._load_backbone(weights)
         self.requires_grad_(False).eval()
 
     def _load_backbone(self, weights: dict[str, torch.Tensor]) -> None:

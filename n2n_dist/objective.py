@@ -99,7 +99,7 @@ def check_objective(noise: Noise, pairs: PairSettings, loss: LossSettings) -> No
             raise Refusal(f"noise.{noise.level_name} {noise.ends}: describes the captures; give one number")
 
 
-def crops(pairs: PairSettings, noise: Noise, loss: LossSettings) -> str:
+def what_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings) -> str:
     """Return what the data set has to read, one of `n2n_dist.data.dataset.SOURCES`."""
     if pairs.source == "captures":
         if pairs.supervised:

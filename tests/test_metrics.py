@@ -75,10 +75,13 @@ def test_lpips_clips_repeats_grey_and_measures_each_image(lpips: LPIPS) -> None:
     assert not any(p.requires_grad for p in lpips.parameters())
 
 
-def test_missing_weights_of_lpips_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "ALEXNET", tmp_path / "none.safetensors")
-    with pytest.raises(Refusal, match=r"none\.safetensors.*install"):
-        LPIPS()
+def test_missing_or_damaged_weights_of_lpips_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(metrics.ALEXNET.read_bytes()[:1000])
+    for path in (short, tmp_path / "none.safetensors"):
+        monkeypatch.setattr(metrics, "ALEXNET", path)
+        with pytest.raises(Refusal, match=rf"{path}.*install the package again"):
+            LPIPS()
 
 
 def blur(images: torch.Tensor) -> torch.Tensor:

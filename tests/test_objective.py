@@ -14,7 +14,7 @@ from n2n_dist.noise.models import (
     Poisson,
     PoissonGaussian,
 )
-from n2n_dist.objective import LossSettings, check_objective, crops, losses
+from n2n_dist.objective import LossSettings, check_objective, losses, what_to_read
 from n2n_dist.pairs import KeyedNoise, Neighbours, Pair, PairSettings, neighbour_pair
 
 SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(source=source) for source in ("synthetic", "captures", "neighbours"))
@@ -178,7 +178,7 @@ def test_forms_of_the_perceptual_term() -> None:
 )
 def test_what_the_data_set_has_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings, expected: str) -> None:
     check_objective(noise, pairs, loss)
-    assert crops(pairs, noise, loss) == expected
+    assert what_to_read(pairs, noise, loss) == expected
 
 
 @pytest.mark.parametrize(

@@ -110,21 +110,26 @@ def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None
         output: folder for the runs and the report.
 
     Raises:
-        Refusal: a run failed, there is nothing to validate on, or no seed.
+        Refusal: before any run, where a combination is not a valid configuration, there is nothing to validate on, or
+            no seed; later, where a run failed or an earlier one is of another version's network.
 
     """
     if seeds < 1:
         raise Refusal(f"--seeds {seeds}: must be 1 or more")
     chosen = [setting for setting in settings if setting.startswith(CHOICES)]
     common = [setting for setting in settings if not setting.startswith(CHOICES)]
+    wanted = {name: [*common, *combination] for name, combination in combinations(chosen).items()}
+    for given in wanted.values():
+        for supervised in (False, True):
+            _check(load(config, [*given, f"pairs.supervised={supervised}"]), len(wanted))
     rows = []
-    for name, combination in combinations(chosen).items():
+    for name, given in wanted.items():
         row = Row(name, [], [])
         for seed in range(seeds):
             for supervised, measured in ((False, row.noisy), (True, row.clean)):
                 folder = output / f"{_file_name(name)}-{'clean' if supervised else 'noisy'}-{seed}"
-                given = [*common, *combination, f"pairs.supervised={supervised}", f"run.seed={seed}"]
-                measured.append(_measured(config, [*given, f"run.dir={folder}"], folder))
+                own = [f"pairs.supervised={supervised}", f"run.seed={seed}", f"run.dir={folder}"]
+                measured.append(_measured(config, [*given, *own], folder))
         rows.append(row)
         print(_line(row), flush=True)
     (output / TABLE).write_text(table(rows))
@@ -186,15 +191,22 @@ def brightness_bias(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     )
 
 
+def _check(config: Config, combinations: int) -> None:
+    if not config.validation_sets():
+        raise Refusal("data.validation null: the gap is measured there; name a folder of shards")
+    if config.pairs.source != "synthetic":
+        raise Refusal(
+            f"pairs.source {config.pairs.source}: the gap needs clean images, which only synthetic pairs have"
+        )
+    if combinations > 1 and config.validate.level is not None:
+        raise Refusal(f"validate.level {config.validate.level}: not of all noises; leave it out, or choose one noise")
+
+
 def _measured(config: Path, settings: Sequence[str], folder: Path) -> Measured:
     found, loaded = folder / "gap.json", load(config, settings)
-    if not loaded.validation_sets():
-        raise Refusal("data.validation null: the gap is measured there; name a folder of shards")
-    if loaded.pairs.source != "synthetic":
-        raise Refusal(
-            f"pairs.source {loaded.pairs.source}: the gap needs clean images, which only synthetic pairs have"
-        )
-    if not (found.exists() and (folder / "config.yaml").read_text() == loaded.to_yaml()):
+    if found.exists() and (folder / "config.yaml").read_text() == loaded.to_yaml():
+        load_model(folder / LAST)  # refuses that of another version
+    else:
         found.unlink(missing_ok=True)  # else it would be taken for that of a run that is stopped now
         launch = [sys.executable, "-m", "accelerate.commands.launch"]
         command = [*launch, "launch/train.py", "--config", str(config), *settings]

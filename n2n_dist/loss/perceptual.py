@@ -38,7 +38,8 @@ class VGGFeatures(nn.Module):
                 one up to relu3_3, torchvision's own download for deeper layers.
 
         Raises:
-            Refusal: an unknown layer, or weights that are missing or do not reach the deepest layer.
+            Refusal: an unknown layer, or weights that are missing, of another network, or do not reach the deepest
+                layer.
 
         """
         super().__init__()
@@ -49,7 +50,10 @@ class VGGFeatures(nn.Module):
         with torch.device("meta"):  # without memory for the classifier, which is 500 MB
             self.features = torchvision.models.vgg16(weights=None, init_weights=False).features[: self.taps[-1] + 1]
         found = _read_weights(self.taps[-1], weights, self.features.state_dict().keys())
-        self.features.load_state_dict(found, assign=True)
+        try:
+            self.features.load_state_dict(found, assign=True)
+        except RuntimeError:
+            raise Refusal(f"loss.weights {weights}: has the shapes of another network than VGG-16") from None
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()

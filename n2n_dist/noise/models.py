@@ -40,8 +40,8 @@ class Noise:
         """The level as it was set: a number, or [low, high]."""
         return getattr(self, self.level_name)
 
-    def check_level(self, setting: str, level: Any, otherwise: str = ", or a range [low, high] of such") -> None:
-        """Check a level, a number or a range; `otherwise` ends the message.
+    def check_level(self, setting: str, level: Any, ending: str = ", or a range [low, high] of such") -> None:
+        """Check a level, a number or a range; `ending` closes the message.
 
         Raises:
             Refusal: names the setting, the value and what is allowed.
@@ -52,7 +52,7 @@ class Noise:
         ordered = len(ends) == 2 and numbers and self.smallest <= ends[0] <= ends[1] <= self.largest
         if not ordered or math.isinf(ends[1]):
             allowed = f">= {self.smallest:g}" + (f" and <= {self.largest:g}" if self.largest < math.inf else "")
-            raise Refusal(f"{setting} {level!r}: must be a finite number {allowed}{otherwise}")
+            raise Refusal(f"{setting} {level!r}: must be a finite number {allowed}{ending}")
 
     def level(self, uniform: float) -> float:
         """Choose the level of a sample from one uniform random number in [0, 1), evenly from a range."""

@@ -22,7 +22,7 @@ from n2n_dist.devices import autocast
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.model.resunet import ResUNet
 from n2n_dist.model.weights import LAST, load_model, save_model
-from n2n_dist.objective import crops, losses
+from n2n_dist.objective import losses, what_to_read
 from n2n_dist.pairs import noisy_pair
 from n2n_dist.training import report
 from n2n_dist.training.backend import Backend, plan_batch
@@ -106,7 +106,7 @@ def _train(
     plan = plan_batch(config.data.batch, config.train.micro_batch)
     dtype = autocast_type(config.train.precision)
     backend = Backend(plan, config.optim.clip, dtype, config.train.threads, watchdog)
-    channels, source = config.model.channels, crops(config.pairs, config.noise, config.loss)
+    channels, source = config.model.channels, what_to_read(config.pairs, config.noise, config.loss)
     index, order, dataset = backend.on_all(
         lambda: open_data(config.data, config.run.seed, channels, source, backend.machine_slots)
     )

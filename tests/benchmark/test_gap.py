@@ -26,7 +26,7 @@ from n2n_dist.data.image import write_image
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping
 from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.model.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.model.weights import LAST, save_model
 
 
@@ -149,6 +149,30 @@ def test_it_is_measured_on_the_images_of_training_however_bright(
     found = Measured(**json.loads((tmp_path / "noise.sigma-25-noisy-0/gap.json").read_text()))
     # what is brighter than the image is clipped, half of the noise: 20.17 dB and 3 more
     assert found.psnr == pytest.approx(23.2, abs=0.2)
+
+
+def test_a_run_of_another_network_is_not_reported(tmp_path: Path) -> None:
+    settings = ["noise.sigma=25", "data.validation=shards/demo/validation", "train.steps=1"]
+    folder = tmp_path / "noise.sigma-25-noisy-0"
+    given = [*settings, "pairs.supervised=false", "run.seed=0", f"run.dir={folder}"]
+    folder.mkdir()
+    (folder / "config.yaml").write_text(load(Path("configs/demo.yaml"), given).to_yaml())
+    (folder / "gap.json").write_text(json.dumps(vars(measured(30.0))))
+    earlier = ResUNet(ModelSettings(width=8, depths=[1]), crop=32)
+    earlier.metadata = lambda: {"network": NETWORK - 1}
+    save_model(folder / LAST, earlier, step=1)
+    with pytest.raises(Refusal, match=r"last.safetensors: not the weights of this version's network"):
+        gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
+
+
+def test_what_cannot_run_is_said_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    validation = "data.validation=shards/demo/validation"
+    with pytest.raises(Refusal, match=r"noise.sigma: unknown setting"):  # of the third combination only
+        gap(Path("configs/blind.yaml"), [validation, "validate.level=null"], 1, tmp_path)
+    with pytest.raises(Refusal, match=r"validate.level 25.0: not of all noises; leave it out, or choose one noise"):
+        gap(Path("configs/gaussian25.yaml"), [validation, "validate.level=25"], 1, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_validation_there_is_nothing_to_measure(tmp_path: Path) -> None:

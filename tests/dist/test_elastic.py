@@ -15,11 +15,11 @@ STEPS, PART, BATCH = 20, 5, 8
 SETTINGS = (f"train.steps={STEPS}", f"checkpoint.every={PART}")
 
 
-def moved(run_dir: Path, *places: tuple[int, int], settings: tuple[str, ...] = ()) -> dict[int, tuple[str, ...]]:
+def moved(run_dir: Path, *worlds: tuple[int, int], settings: tuple[str, ...] = ()) -> dict[int, tuple[str, ...]]:
     """Train in parts of five steps, each with another (world, zero); all but the last are killed in their next step."""
     pairs = run_dir.with_name(f"{run_dir.name}-pairs")
-    for number, (world, zero) in enumerate(places, 1):
-        last = number == len(places)
+    for number, (world, zero) in enumerate(worlds, 1):
+        last = number == len(worlds)
         finished = processes.train(
             f"run.dir={run_dir}",
             *SETTINGS,
@@ -74,25 +74,25 @@ def two(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(
-    "places",
+    "worlds",
     [
         pytest.param([(2, 0), (1, 0), (4, 0), (2, 0)], id="2, 1, 4 and 2 processes"),
         pytest.param([(2, 0), (2, 1), (2, 2), (2, 0)], id="DDP, ZeRO-1, ZeRO-2 and DDP", marks=pytest.mark.slow),
     ],
 )
 def test_samples_noise_losses_and_state_are_those_of_one_process(
-    folder: Path, whole: dict[int, tuple[str, ...]], two: dict[str, torch.Tensor], places: list[tuple[int, int]]
+    folder: Path, whole: dict[int, tuple[str, ...]], two: dict[str, torch.Tensor], worlds: list[tuple[int, int]]
 ) -> None:
-    run_dir = folder / "-".join(f"{world}.{zero}" for world, zero in places)
-    assert moved(run_dir, *places) == whole
+    run_dir = folder / "-".join(f"{world}.{zero}" for world, zero in worlds)
+    assert moved(run_dir, *worlds) == whole
     there, here = processes.curves(folder / "whole"), processes.curves(run_dir)
     assert list(here["train/total"]) == list(range(1, STEPS + 1))
     assert list(here["train/total"].values()) == pytest.approx(list(there["train/total"].values()), rel=1e-5)
     assert here["train/learning_rate"] == there["train/learning_rate"]
     one, tensors = state(folder / "whole"), state(run_dir)
-    for moment in MOMENTS:
-        names = [name for name in one if name.endswith(f".{moment}")]
-        assert difference(*(torch.cat([t[name].flatten() for name in names]) for t in (tensors, one))) < 1e-2, moment
+    for kind in ("model.", "ema.", *(f".{moment}" for moment in MOMENTS)):
+        names = [name for name in one if name.startswith(kind) or name.endswith(kind)]
+        assert difference(*(torch.cat([t[name].flatten() for name in names]) for t in (tensors, one))) < 1e-2, kind
     for name, tensor in tensors.items():
         assert difference(tensor, two[name]) < 1e-2, name  # lost moments would differ by half
         assert tensor.any(), name

@@ -7,6 +7,7 @@ import torch
 from n2n_dist.errors import Refusal
 from n2n_dist.loss import perceptual as module
 from n2n_dist.loss.perceptual import BUNDLED, VGGFeatures, matched_perceptual, perceptual
+from n2n_dist.metrics import ALEXNET
 from n2n_dist.noise import keys
 from n2n_dist.noise.models import (
     Bernoulli,
@@ -170,6 +171,8 @@ def test_weights_that_are_missing_or_too_short_are_refused(tmp_path: Path, monke
     few = {name: value for name, value in safetensors.torch.load_file(BUNDLED).items() if "features.0." in name}
     safetensors.torch.save_file(few, path)
     assert VGGFeatures(["relu1_1"], path)(random_image())[0].shape == (2, 64, 16, 16)
+    with pytest.raises(Refusal, match=r"loss\.weights .*alexnet.*another network than VGG-16"):
+        VGGFeatures(["relu1_1"], ALEXNET)
     monkeypatch.setattr(module, "BUNDLED", tmp_path / "none.safetensors")
     with pytest.raises(Refusal, match=r"none\.safetensors.*install the package again"):
         VGGFeatures(["relu1_2"])

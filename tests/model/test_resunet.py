@@ -88,7 +88,7 @@ def test_values_outside_0_and_1_pass() -> None:
 
 
 @pytest.mark.parametrize("stem", [1, 2, 4])
-def test_pixels_are_centred_on_the_mean_of_their_surroundings_which_enters_beside_them(stem: int) -> None:
+def test_pixels_are_centred_on_the_local_mean_which_enters_beside_them(stem: int) -> None:
     model = lively(stem=stem)
     seen = {}
     for name in ("entrance", "brightness"):
@@ -97,7 +97,7 @@ def test_pixels_are_centred_on_the_mean_of_their_surroundings_which_enters_besid
     x = 0.05 * random_images(2, 3, 24 * stem, 24 * stem) + torch.tensor([0.3, 0.5, 0.6]).view(1, 3, 1, 1)
     model(x)
     assert seen["brightness"].shape == (2, 3, 24, 24)
-    for row, column in ((0, 0), (12, 3), (23, 23)):  # 8 places to each side, of those that there are
+    for row, column in ((0, 0), (12, 3), (23, 23)):  # 8 feature pixels to each side, of those that there are
         rows, columns = (slice(max(0, place - 8) * stem, (place + 9) * stem) for place in (row, column))
         mean = x[:, :, rows, columns].mean((2, 3))
         torch.testing.assert_close(seen["brightness"][:, :, row, column], mean)
