@@ -121,7 +121,7 @@ def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None
     wanted = {name: [*common, *combination] for name, combination in combinations(chosen).items()}
     for given in wanted.values():
         for supervised in (False, True):
-            _check(load(config, [*given, f"pairs.supervised={supervised}"]), len(wanted))
+            _check(load(config, [*given, f"pairs.supervised={supervised}"]), several=len(wanted) > 1)
     rows = []
     for name, given in wanted.items():
         row = Row(name, [], [])
@@ -191,14 +191,14 @@ def brightness_bias(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _check(config: Config, combinations: int) -> None:
+def _check(config: Config, several: bool) -> None:
     if not config.validation_sets():
         raise Refusal("data.validation null: the gap is measured there; name a folder of shards")
     if config.pairs.source != "synthetic":
         raise Refusal(
             f"pairs.source {config.pairs.source}: the gap needs clean images, which only synthetic pairs have"
         )
-    if combinations > 1 and config.validate.level is not None:
+    if several and config.validate.level is not None:
         raise Refusal(f"validate.level {config.validate.level}: not of all noises; leave it out, or choose one noise")
 
 

@@ -128,7 +128,7 @@ class ResUNet(nn.Module):
         height, width = noisy.shape[-2:]
         padded, stem = _pad_to_multiple(noisy, self.divisor), self.settings.stem
         mean = F.avg_pool2d(padded.clamp(0, 1), stem)
-        for side in ((LOCAL_MEAN, 1), (1, LOCAL_MEAN)):  # one after the other costs a third of both at once
+        for side in ((LOCAL_MEAN, 1), (1, LOCAL_MEAN)):  # much cheaper than both at once
             half = (side[0] // 2, side[1] // 2)
             mean = F.avg_pool2d(mean, side, stride=1, padding=half, count_include_pad=False)
         pixels = F.pixel_unshuffle(padded, stem) - mean.repeat_interleave(stem**2, 1)
