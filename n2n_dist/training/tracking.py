@@ -34,6 +34,8 @@ STRAGGLER_SECONDS = 10.0
 """Least time over which that is measured: a single step says nothing."""
 SILENCE_SECONDS = 600.0
 """Time between two warnings of one rank."""
+CLOCK_SECONDS = 10.0
+"""Longest wait for a clock behind that of the machine where the run was before."""
 
 
 class Tracker:
@@ -133,6 +135,7 @@ class Tracker:
         try:
             if self.writer is None:
                 self.run_dir.stat()  # one that is gone is not made again
+                self._await_turn()
                 self.writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self._purge_step)
                 self._purge_step = None
             add(self.writer)
@@ -144,6 +147,18 @@ class Tracker:
                 self.say(f"{self.run_dir}: curves and pictures cannot be written ({why}); going on without them")
             self.failed = True
             self.writer = None  # one that has failed is of no use any more
+
+    def _await_turn(self) -> None:
+        """Wait until a new event file comes last: TensorBoard reads them by name, which the second begins."""
+        for path in (self.run_dir / "tensorboard").glob(f"events.out.tfevents.{10 * '[0-9]'}.*"):
+            ahead = int(path.name.split(".")[3]) + 1 - time.time()
+            if ahead > CLOCK_SECONDS:
+                self.say(
+                    f"{path}: begun {ahead:.0f} seconds in the future of this machine's clock; TensorBoard may not "
+                    "show this run's points until it is moved away; set the clock"
+                )
+            else:
+                time.sleep(max(0.0, ahead))
 
 
 class Window:
