@@ -34,8 +34,8 @@ STRAGGLER_SECONDS = 10.0
 """Least time over which that is measured: a single step says nothing."""
 SILENCE_SECONDS = 600.0
 """Time between two warnings of one rank."""
-CLOCK_SECONDS = 10.0
-"""Longest wait for a clock behind that of the machine where the run was before."""
+CLOCK_WAIT_SECONDS = 3.0
+"""Longest wait for a clock that is behind that of the machine where the run was before."""
 
 
 class Tracker:
@@ -135,7 +135,8 @@ class Tracker:
         try:
             if self.writer is None:
                 self.run_dir.stat()  # one that is gone is not made again
-                self._await_turn()
+                if not self.failed:  # a writer after a failure only adds, so that its place does not matter
+                    self._await_turn()
                 self.writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self._purge_step)
                 self._purge_step = None
             add(self.writer)
@@ -149,16 +150,23 @@ class Tracker:
             self.writer = None  # one that has failed is of no use any more
 
     def _await_turn(self) -> None:
-        """Wait until a new event file comes last: TensorBoard reads them by name, which the second begins."""
-        for path in (self.run_dir / "tensorboard").glob(f"events.out.tfevents.{10 * '[0-9]'}.*"):
-            ahead = int(path.name.split(".")[3]) + 1 - time.time()
-            if ahead > CLOCK_SECONDS:
-                self.say(
-                    f"{path}: begun {ahead:.0f} seconds in the future of this machine's clock; TensorBoard may not "
-                    "show this run's points until it is moved away; set the clock"
-                )
-            else:
-                time.sleep(max(0.0, ahead))
+        """Wait until a new event file would come last: TensorBoard reads them by name, and a name begins with a second.
+
+        What is read after the first file of a continued run would replace its points.
+        """
+        paths = (self.run_dir / "tensorboard").glob(f"events.out.tfevents.{10 * '[0-9]'}.*")
+        last = max(paths, default=None)
+        if last is None:
+            return
+        ahead = int(last.name.split(".")[3]) + 1 - time.time()
+        if ahead > CLOCK_WAIT_SECONDS:
+            self.say(
+                f"{last}: dated {ahead:.0f} seconds ahead of this machine's clock, so TensorBoard shows its points in "
+                "place of this run's; rename it, and all others dated ahead, to an earlier number, and set the clock "
+                "that is wrong"
+            )
+        elif ahead > 0:
+            time.sleep(ahead)
 
 
 class Window:

@@ -8,6 +8,7 @@ import processes
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from n2n_dist.training import tracking
 from n2n_dist.training.tracking import OwnTime, Stragglers, Tracker, Window, memory_bytes
@@ -57,37 +58,34 @@ def test_strips_and_the_configuration_are_shown(interrupted_run: Path) -> None:
             assert picture.size == (3 * 256 + 2 * 4, 2 * 256 + 4)  # two samples of three images
 
 
-def test_points_beyond_the_step_that_is_continued_disappear(tmp_path: Path) -> None:
+def _redate(folder: Path, seconds: int) -> Path:
+    """Date the event file of a folder that is not dated ahead yet, with a name that comes last in its second."""
+    return min(folder.iterdir()).rename(folder / f"events.out.tfevents.{int(time.time()) + seconds:010d}.~")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_points_beyond_the_step_that_is_continued_disappear(tmp_path: Path, late: bool) -> None:
     for first, last, value in ((0, 5, 1.0), (3, 6, 2.0)):
         tracker = Tracker(tmp_path, first, 10, main=True)
         for step in range(first + 1, last + 1):
             tracker.scalars(step, {"curve": value})
         tracker.close()
+        if late and first == 0:
+            _redate(tmp_path / "tensorboard", seconds=1)  # the next machine's clock is behind
     assert processes.curves(tmp_path)["curve"] == {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 6: 2.0}
 
 
-def _written(folder: Path, seconds: float) -> Path:
-    """Date the event file of a folder, with a name that no other of its second comes after."""
-    (path,) = folder.iterdir()
-    return path.rename(folder / f"events.out.tfevents.{time.time() + seconds:010.0f}.~")
-
-
-def test_a_machine_whose_clock_is_late_continues_the_curves(tmp_path: Path) -> None:
-    for first, last, value in ((0, 5, 1.0), (3, 6, 2.0)):
-        tracker = Tracker(tmp_path, first, 10, main=True)
-        for step in range(first + 1, last + 1):
-            tracker.scalars(step, {"curve": value})
-        tracker.close()
-        if first == 0:
-            _written(tmp_path / "tensorboard", seconds=1)
-    assert processes.curves(tmp_path)["curve"] == {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 6: 2.0}
-
-
-def test_a_clock_that_is_far_behind_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Tracker(tmp_path, 0, 10, main=True).close()
-    path = _written(tmp_path / "tensorboard", seconds=3600)
-    Tracker(tmp_path, 3, 10, main=True).close()
-    assert f"{path}: begun 360" in capsys.readouterr().out
+def test_a_clock_that_is_far_behind_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seconds in (3600, 4600):
+        Tracker(tmp_path, 0, 10, main=True).close()
+        last = _redate(tmp_path / "tensorboard", seconds)
+        capsys.readouterr()
+    tracker = Tracker(tmp_path, 3, 10, main=True)
+    tracker.scalars(4, {"curve": 1.0})
+    tracker.close()
+    out = capsys.readouterr().out
+    assert out.count("ahead of this machine's clock") == 1
+    assert f"{last}: dated 4" in out
 
 
 def test_other_ranks_than_0_write_and_print_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,15 +113,19 @@ def test_a_strip_is_a_picture_beside_a_picture(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
 def test_a_run_goes_on_without_curves_and_pictures_that_cannot_be_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # files of one second are read in the order of the names, where a tenth writer stands before a ninth
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     tracker = Tracker(run_dir, 0, 10, main=True)
     tracker.scalars(1, {"curve": 1.0})
     (run_dir / "samples").write_text("in the way")
-    for step in (2, 3):
-        tracker.strips(step, {"set": [[torch.zeros(3, 6, 5)] * 3]})
+    start = time.monotonic()
+    for _ in range(10):
+        tracker.strips(3, {"set": [[torch.zeros(3, 6, 5)] * 3]})
+    assert time.monotonic() - start < 5, "each waited for the next second"
     said = [line for line in capsys.readouterr().out.splitlines() if "cannot be written" in line]
     assert [line.partition(" (")[0].removeprefix("\x1b[A") for line in said] == [
         f"{run_dir}: curves and pictures cannot be written"
