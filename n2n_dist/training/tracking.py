@@ -152,7 +152,7 @@ class Tracker:
     def _await_turn(self) -> None:
         """Wait until a new event file would come last: TensorBoard reads them by name, and a name begins with a second.
 
-        What is read after the first file of a continued run would replace its points.
+        Points of a file that is read later would replace those of a continued run.
         """
         paths = (self.run_dir / "tensorboard").glob(f"events.out.tfevents.{10 * '[0-9]'}.*")
         last = max(paths, default=None)
