@@ -24,7 +24,7 @@ def main() -> None:
         interrupt.install()  # torch is imported only now
 
     from n2n_dist.config import load
-    from n2n_dist.training.loop import train
+    from n2n_dist.train import train
 
     train(load(arguments.config, arguments.settings), arguments.dry_run)
 

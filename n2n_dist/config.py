@@ -20,7 +20,7 @@ from n2n_dist.objective import LossSettings, check_objective
 from n2n_dist.pairs import PairSettings
 from n2n_dist.training.checkpoint import CheckpointSettings
 from n2n_dist.training.checkpoint_files import describe_differences
-from n2n_dist.training.loop import RunSettings
+from n2n_dist.train import RunSettings
 from n2n_dist.training.optim import OptimSettings
 from n2n_dist.training.precision import TrainSettings
 from n2n_dist.training.validation import ValidateSettings

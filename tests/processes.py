@@ -277,9 +277,9 @@ def _rank(
 
 def _watch_pairs(folder: Path | None, kill_at: int | None) -> None:
     """Look over the loop's shoulder: note every pair that it makes, or die at one."""
-    from n2n_dist.training import loop
+    from n2n_dist import train
 
-    make = loop.noisy_pair
+    make = train.noisy_pair
 
     def noisy_pair(batch: Any, *arguments: Any) -> Any:
         pair = make(batch, *arguments)
@@ -298,14 +298,14 @@ def _watch_pairs(folder: Path | None, kill_at: int | None) -> None:
                     print(position, batch.samples[i].item(), *digests, file=file)
         return pair
 
-    loop.noisy_pair = noisy_pair
+    train.noisy_pair = noisy_pair
 
 
 def _break_gradient(position: int) -> None:
     """Add nothing to the loss of the micro-batch with this position, but with a slope that is not finite."""
-    from n2n_dist.training import loop
+    from n2n_dist import train
 
-    make, measure = loop.noisy_pair, loop.losses
+    make, measure = train.noisy_pair, train.losses
     here = False
 
     def noisy_pair(batch: Any, *arguments: Any) -> Any:
@@ -320,7 +320,7 @@ def _break_gradient(position: int) -> None:
             terms["total"] = terms["total"] + nothing.sqrt()
         return terms
 
-    loop.noisy_pair, loop.losses = noisy_pair, losses
+    train.noisy_pair, train.losses = noisy_pair, losses
 
 
 def _wait_at(hold: Hold) -> None:

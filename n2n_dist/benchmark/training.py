@@ -25,7 +25,7 @@ from n2n_dist.model.resunet import ModelSettings, ResUNet
 from n2n_dist.model.weights import save_model
 from n2n_dist.objective import LossSettings, losses
 from n2n_dist.pairs import Pair
-from n2n_dist.training.loop import train
+from n2n_dist.train import train
 from n2n_dist.training.optim import OptimSettings, make_optimizer
 from n2n_dist.training.precision import TrainSettings, autocast_type, compile_blocks, memory_format
 

@@ -78,7 +78,7 @@ def test_all_ranks_stop_at_the_same_step_and_go_on_to_the_same_bits(
 
 def test_slow_steps_are_not_waited_for(tmp_path: Path) -> None:
     # without an agreement by time the others would notice only with the log or the checkpoint, after 20 steps
-    hold = processes.Hold("n2n_dist.training.loop.noisy_pair", 4, tmp_path / "held", seconds=1.2)
+    hold = processes.Hold("n2n_dist.train.noisy_pair", 4, tmp_path / "held", seconds=1.2)
     settings = ("train.steps=40", "train.log_every=100", "checkpoint.every=100")
     with processes.training(f"run.dir={tmp_path / 'run'}", *settings, world=2, hold=hold) as running:
         running.wait_at(hold)
@@ -91,7 +91,7 @@ def test_slow_steps_are_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_second_signal_to_a_rank_that_waits_for_another_one_exits_at_once(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    hold = processes.Hold("n2n_dist.training.loop.noisy_pair", 5, tmp_path / "held", rank=1)
+    hold = processes.Hold("n2n_dist.train.noisy_pair", 5, tmp_path / "held", rank=1)
     with processes.training(f"run.dir={run_dir}", *SETTINGS, world=2, hold=hold) as running:
         running.wait(lambda: hold.calls(1) == 5)
         time.sleep(0.5)  # rank 0 has come to the gradients and waits, deep in the library
@@ -107,7 +107,7 @@ def test_a_second_signal_to_a_rank_that_waits_for_another_one_exits_at_once(tmp_
 @pytest.mark.slow
 def test_zero_stops_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     run_dir, whole = tmp_path / "run", tmp_path / "whole"
-    hold = processes.Hold("n2n_dist.training.loop.noisy_pair", 2, tmp_path / "held")
+    hold = processes.Hold("n2n_dist.train.noisy_pair", 2, tmp_path / "held")
     with processes.training(f"run.dir={run_dir}", *SETTINGS, world=2, zero=1, hold=hold) as running:
         running.wait_at(hold)
         running.signal(signal.SIGTERM, 1)

@@ -17,9 +17,10 @@ from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.errors import Refusal
 from n2n_dist.model.resunet import ResUNet
 from n2n_dist.model.weights import load_model
-from n2n_dist.training import checkpoint_files, loop
+from n2n_dist import train
+from n2n_dist.training import checkpoint_files
 from n2n_dist.training.checkpoint_files import Progress
-from n2n_dist.training.loop import train
+from n2n_dist.train import train
 from n2n_dist.training.owner import OWNER
 
 STEPS = 4
@@ -85,8 +86,8 @@ def test_a_refused_run_stops_what_it_reads_ahead(tmp_path: Path, monkeypatch: py
         raise Refusal("no more")
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(loop, "Prefetcher", Noted)
-    monkeypatch.setattr(loop, "check_finite", refuse)
+    monkeypatch.setattr(train, "Prefetcher", Noted)
+    monkeypatch.setattr(train, "check_finite", refuse)
     monkeypatch.chdir(processes.ROOT)
     settings = [f"run.dir={tmp_path / 'run'}", "train.steps=1", "train.threads=2"]
     with pytest.raises(Refusal, match="no more"):
@@ -113,7 +114,7 @@ def test_a_refused_run_holds_its_folder_until_its_last_checkpoint_is_written(
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(checkpoint_files, "commit", slow_commit)
-    monkeypatch.setattr(loop, "check_finite", refuse_the_second_step)
+    monkeypatch.setattr(train, "check_finite", refuse_the_second_step)
     monkeypatch.chdir(processes.ROOT)
     settings = [f"run.dir={tmp_path}", "train.steps=3", "checkpoint.every=1", "train.threads=2"]
     with pytest.raises(Refusal, match="no more"):
@@ -223,7 +224,7 @@ def test_a_new_run_starts_from_what_the_seed_draws_and_a_continued_one_draws_not
         drawn = ResUNet(config.model, config.data.crop).state_dict()
         there = load_model(tmp_path / str(seed)).state_dict()
         torch.testing.assert_close(there, drawn, rtol=0, atol=1e-20)
-    monkeypatch.setattr(loop, "_initialise", pytest.fail)
+    monkeypatch.setattr(train, "_initialise", pytest.fail)
     config.train.steps += 1
     train(config)
     again = load_model(tmp_path / "1" / "last.safetensors").state_dict()
@@ -280,7 +281,7 @@ def test_an_error_of_the_program_leaves_its_traceback_in_the_run_folder(
         raise ZeroDivisionError("by nought")
 
     monkeypatch.chdir(processes.ROOT)
-    monkeypatch.setattr("n2n_dist.training.loop.learning_rate", fail)
+    monkeypatch.setattr("n2n_dist.train.learning_rate", fail)
     config = load(Path("configs/demo.yaml"), [*processes.TINY[1:], f"run.dir={tmp_path}", "train.threads=2"])
     with pytest.raises(ZeroDivisionError):
         train(config)

@@ -24,7 +24,7 @@ from n2n_dist.model.resunet import ResUNet
 from n2n_dist.model.weights import LAST, load_model, save_model
 from n2n_dist.objective import losses, what_to_read
 from n2n_dist.pairs import noisy_pair
-from n2n_dist.training import report
+from n2n_dist import report
 from n2n_dist.training.backend import Backend, plan_batch
 from n2n_dist.training.checkpoint import Checkpoints
 from n2n_dist.training.checkpoint_files import Progress, describe_differences
