@@ -9,7 +9,7 @@ The same command starts a run and continues it; `key=value` settings go over the
 import argparse
 from pathlib import Path
 
-from n2n_dist import interrupt
+from n2n_dist import signals
 from n2n_dist.errors import run_command
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that go over the file's")
     arguments = parser.parse_intermixed_args()
     if not arguments.dry_run:
-        interrupt.install()  # torch is imported only now
+        signals.install()  # torch is imported only now
 
     from n2n_dist.config import load
     from n2n_dist.train import train

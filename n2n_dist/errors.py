@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from n2n_dist.interrupt import remove_marker
+from n2n_dist.signals import remove_marker
 
 
 class Refusal(Exception):

@@ -13,7 +13,7 @@ import torch
 
 from n2n_dist.data.dataset import Batch
 from n2n_dist.errors import Refusal
-from n2n_dist.noise import keys
+from n2n_dist import rng
 from n2n_dist.noise.models import Bernoulli, Noise
 
 FIRST = (0, 0, 1, 1, 2, 2, 3, 3)
@@ -63,7 +63,7 @@ class KeyedNoise:
     """Place of each sample in the run."""
 
     def __post_init__(self) -> None:
-        uniforms = [keys.uniform(self.seed, position, "noise-level") for position in self.positions]
+        uniforms = [rng.uniform(self.seed, position, "noise-level") for position in self.positions]
         self.levels = [self.model.level(uniform) for uniform in uniforms]
 
     def __call__(self, images: torch.Tensor, purpose: str) -> torch.Tensor:
@@ -78,7 +78,7 @@ class KeyedNoise:
         samples = zip(images, self.levels, self.positions, strict=True)
         return torch.stack(
             [
-                make(image, level, keys.generator(self.seed, position, purpose, images.device))
+                make(image, level, rng.generator(self.seed, position, purpose, images.device))
                 for image, level, position in samples
             ]
         )
@@ -158,5 +158,5 @@ def neighbour_pair(images: torch.Tensor, choice: torch.Tensor) -> tuple[torch.Te
 
 def _choose_neighbours(images: torch.Tensor, seed: int, position: int) -> torch.Tensor:
     size = images.shape[-2] // 2, images.shape[-1] // 2
-    generator = keys.generator(seed, position, "neighbours", images.device)
+    generator = rng.generator(seed, position, "neighbours", images.device)
     return torch.randint(len(FIRST), size, generator=generator, device=images.device)

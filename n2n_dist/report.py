@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from n2n_dist import interrupt
+from n2n_dist import signals
 from n2n_dist.data.order import Order
 from n2n_dist.data.shard import Index
-from n2n_dist.expectation import expectation
+from n2n_dist.estimand import expectation
 from n2n_dist.model.weights import find_weights
 from n2n_dist.training.backend import Backend
 from n2n_dist.training.checkpoint_files import Progress
@@ -114,7 +114,7 @@ def stopped(progress: Progress, received: tuple[str, float]) -> str:
     done = f"saved after step {progress.step:,}" if progress.step else "before the first step, nothing to save"
     return (
         f"stopped by {name}: {done}, {seconds:.1f} s after the signal; "
-        f"a grace period of {interrupt.GRACE_SECONDS} s leaves {interrupt.GRACE_SECONDS - seconds:.1f} s; "
+        f"a grace period of {signals.GRACE_SECONDS} s leaves {signals.GRACE_SECONDS - seconds:.1f} s; "
         "the same command continues"
     )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from n2n_dist import interrupt
+from n2n_dist import signals
 from n2n_dist.data.dataset import RankOrder, open_data
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.prefetch import Prefetcher
@@ -80,7 +80,7 @@ def train(config: Config, dry_run: bool = False) -> None:
     """
     run_dir = Path(config.run.dir)
     if not dry_run:
-        interrupt.remove_marker(run_dir)
+        signals.remove_marker(run_dir)
     owner = Owner(run_dir)
 
     def leave_error(error: BaseException) -> None:
@@ -215,13 +215,13 @@ def _train(
             progress.best, progress.best_step = score, progress.step
         return False
 
-    stopping = any(backend.agree(None, interrupt.received()))
+    stopping = any(backend.agree(None, signals.received()))
     progress.owes_validation = progress.owes_validation and bool(validation.sets)
     if progress.owes_validation and not stopping:
         progress.owes_validation = validate()
         if not progress.owes_validation:
             checkpoints.save(network, ema, stepper, progress)
-        stopping = any(backend.agree(None, interrupt.received()))
+        stopping = any(backend.agree(None, signals.received()))
     saved_at = time.monotonic()
     agree_at, pace = progress.step + 1, math.inf  # the first step may take long, so the others are not left alone
     window = Window()
@@ -243,7 +243,7 @@ def _train(
         logging = saving or progress.step % config.train.log_every == 0
         if logging or progress.step >= agree_at:  # before anything is logged or saved
             refusal = next(iter(gone), None) or owner.problem()
-            signals, paces = zip(*backend.agree(refusal, (interrupt.received(), pace)), strict=True)
+            signals, paces = zip(*backend.agree(refusal, (signals.received(), pace)), strict=True)
             stopping = any(signals)
             agree_at = progress.step + max(1, min(AGREE_EVERY, int(AGREE_SECONDS / max(paces))))
             pace = window.seconds() / window.steps  # now that this rank has waited for its device
@@ -280,7 +280,7 @@ def _train(
             if saving:
                 checkpoints.save(network, ema, stepper, progress)
                 saved_at = time.monotonic()
-                stopping = any(backend.agree(None, interrupt.received()))  # a signal meanwhile needs no other save
+                stopping = any(backend.agree(None, signals.received()))  # a signal meanwhile needs no other save
             window = Window()
 
     checkpoints.finish()
@@ -289,9 +289,9 @@ def _train(
         backend.on_main(lambda: save_model(run_dir / LAST, ema, progress.step))
     tracker.close()
     if stopped:
-        first = max(filter(None, backend.agree(None, interrupt.received())), key=itemgetter(1))
+        first = max(filter(None, backend.agree(None, signals.received())), key=itemgetter(1))
         text = report.stopped(progress, first)
-        backend.on_main(lambda: interrupt.leave_marker(run_dir, text))
+        backend.on_main(lambda: signals.leave_marker(run_dir, text))
     else:
         text = report.end(run_dir, progress, validation)
     if backend.main:

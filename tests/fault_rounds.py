@@ -16,7 +16,7 @@ from pathlib import Path
 import processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from n2n_dist.interrupt import MARKER
+from n2n_dist.signals import MARKER
 from n2n_dist.training.owner import OWNER
 
 STEPS, EVERY = 24, 6

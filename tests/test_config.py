@@ -20,7 +20,7 @@ from n2n_dist.data.image import write_image
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping
 from n2n_dist.errors import Refusal
-from n2n_dist.expectation import expectation
+from n2n_dist.estimand import expectation
 from n2n_dist.noise.models import MODELS, Bernoulli, Gaussian, NoNoise, Poisson, PoissonGaussian
 
 ROOT = Path(__file__).resolve().parents[1]

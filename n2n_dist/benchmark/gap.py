@@ -26,7 +26,7 @@ from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import clip, psnr
 from n2n_dist.model.weights import LAST, load_model, trained_steps
-from n2n_dist.noise import keys
+from n2n_dist import rng
 from n2n_dist.training.validation import EXACT
 
 COMBINATIONS = {
@@ -233,7 +233,7 @@ def _measure(weights: Path, config: Config) -> Measured:
             window = (0, 0, *sample.shape[:2])
             pixels = read_pixels(tar, sample, sample.captures[0], window)  # as in training and validation
             clean = torch.from_numpy(pixels).permute(2, 0, 1)
-            generator = keys.generator(0, number, "validation", clean.device)
+            generator = rng.generator(0, number, "validation", clean.device)
             denoised = denoise_tiled(model, config.noise(clean, level, generator), device)
             scores.append(min(psnr(clip(denoised, clean)[None], clean[None]).item(), EXACT))
             sums += brightness_bias(denoised, clean)

@@ -17,7 +17,7 @@ from n2n_dist.data.order import Order
 from n2n_dist.data.remote import GIB, Cache, Unavailable, location
 from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
-from n2n_dist.noise import keys
+from n2n_dist import rng
 
 ATTEMPTS = 100
 """Samples that are tried in the place of a damaged one."""
@@ -211,7 +211,7 @@ class CropDataset(torch.utils.data.Dataset):
                 break
             except Refusal as refusal:
                 bad.append(refusal)
-                number = keys.integer(self.seed, position, f"replacement-{attempt}", len(self.index))
+                number = rng.integer(self.seed, position, f"replacement-{attempt}", len(self.index))
         # nothing is left to read: the loop will stop all ranks together
         bad = [self.gone] if self.gone else bad
         images, channels, height, width = self.shape
@@ -221,7 +221,7 @@ class CropDataset(torch.utils.data.Dataset):
         tar, sample = self.index.sample(number)
         tops, lefts = (length - self.crop + 1 for length in sample.shape[:2])
         # one draw for all: hashing takes as long as reading
-        place, symmetry = divmod(keys.integer(self.seed, position, "crop", tops * lefts * SYMMETRIES), SYMMETRIES)
+        place, symmetry = divmod(rng.integer(self.seed, position, "crop", tops * lefts * SYMMETRIES), SYMMETRIES)
         window = (*divmod(place, lefts), self.crop, self.crop)
 
         def read(member: Member) -> Image:
@@ -231,7 +231,7 @@ class CropDataset(torch.utils.data.Dataset):
         if self.source == "image":
             return [read(sample.captures[0])]
         count = len(sample.captures)
-        start = keys.integer(self.seed, number, "first-pair", max(1, count * (count - 1)))
+        start = rng.integer(self.seed, number, "first-pair", max(1, count * (count - 1)))
         first, *others = [sample.captures[k] for k in take_turns(count, start + position // self.epoch)]
         match self.source:
             case "capture":

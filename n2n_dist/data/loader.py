@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from n2n_dist import interrupt
+from n2n_dist import signals
 from n2n_dist.data.dataset import Batch, CropDataset, RankOrder
 from n2n_dist.errors import Refusal
 
@@ -37,13 +37,13 @@ def make_loader(dataset: CropDataset, places: RankOrder, workers: int, device: t
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=functools.partial(_start_worker, ending),
     )
-    with interrupt.held():
+    with signals.held():
         batches = (parcel.open(buffers) for parcel in loader) if buffers else iter(loader)
     return copied_ahead(batches, device) if device.type == "cuda" else batches
 
 
-def _start_worker(ending: interrupt.Flag, worker: int) -> None:
-    interrupt.leave_to_parent(ending)
+def _start_worker(ending: signals.Flag, worker: int) -> None:
+    signals.leave_to_parent(ending)
 
 
 def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

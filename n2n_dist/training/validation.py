@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from n2n_dist import interrupt
+from n2n_dist import signals
 from n2n_dist.data.dataset import ATTEMPTS, DataSettings, is_tolerated
 from n2n_dist.data.members import read_pixels
 from n2n_dist.data.remote import Unavailable
@@ -20,7 +20,7 @@ from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, decibels, psnr, ssim, unbiased_mse
 from n2n_dist.model.resunet import ResUNet
-from n2n_dist.noise import keys
+from n2n_dist import rng
 from n2n_dist.noise.models import Noise, NoNoise
 from n2n_dist.training.backend import Backend
 
@@ -164,7 +164,7 @@ class Validation:
                 except Refusal as error:  # of a sample that only this rank reads
                     refusal = refusal or error
                 every_rank_had_one = (number + 1) % backend.world_size == 0 or number + 1 == count
-                if every_rank_had_one and any(backend.agree(refusal, interrupt.received())):
+                if every_rank_had_one and any(backend.agree(refusal, signals.received())):
                     return None
             with_reference, with_capture, (bad, *_) = backend.sum(sums).tolist()
             if not is_tolerated(bad, count, self.max_bad):
@@ -188,7 +188,7 @@ class Validation:
                 raise
             except Refusal as refusal:
                 damage = damage or refusal
-                sample = keys.integer(0, number, f"replacement-{attempt}", len(index))
+                sample = rng.integer(0, number, f"replacement-{attempt}", len(index))
         raise Refusal(f"data.validation: no sample can be read; the first: {damage}")
 
     def _pair(self, index: Index, number: int) -> _Pair:
@@ -203,7 +203,7 @@ class Validation:
         if self.source == "captures":
             return _Pair(first, read(sample.clean or sample.captures[1]), clean=sample.clean is not None)
         level = self.noise.level(0.5) if self.settings.level is None else self.settings.level
-        noisy = self.noise(first, level, keys.generator(0, number, "validation", self.device))
+        noisy = self.noise(first, level, rng.generator(0, number, "validation", self.device))
         return _Pair(noisy, first, clean=True)
 
     def _with_reference(self, noisy: torch.Tensor, denoised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping
 from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
-from n2n_dist.noise import keys
+from n2n_dist import rng
 
 CPU = torch.device("cpu")
 
@@ -315,9 +315,9 @@ def test_crops_are_to_the_bit_what_read_pixels_gives(tmp_path: Path, dtype: type
         tar, sample = index.sample(number)
         members = [sample.captures[0]]
         if source == "captures":
-            first = take_turns(2, keys.integer(7, number, "first-pair", 2) + position // 4)[0]
+            first = take_turns(2, rng.integer(7, number, "first-pair", 2) + position // 4)[0]
             members = [sample.captures[first], sample.captures[1 - first]]
-        top, left, flip, turns = np.unravel_index(keys.integer(7, position, "crop", 5 * 9 * 8), (5, 9, 2, 4))
+        top, left, flip, turns = np.unravel_index(rng.integer(7, position, "crop", 5 * 9 * 8), (5, 9, 2, 4))
         for member, found in zip(members, image, strict=True):
             crop = np.rot90(read_pixels(tar, sample, member, (top, left, 16, 16)), turns)
             crop = crop[:, ::-1] if flip else crop

@@ -10,7 +10,7 @@ from pathlib import Path
 import processes
 import pytest
 
-from n2n_dist.interrupt import ECHO_SECONDS
+from n2n_dist.signals import ECHO_SECONDS
 
 SETTINGS = ("train.steps=6", "checkpoint.every=3", "data.workers=1", "train.log_every=100")
 VALIDATED = ("data.validation=shards/demo/validation", "validate.every=4", "validate.images=4")

@@ -14,7 +14,7 @@ from n2n_dist.errors import Refusal
 from n2n_dist.inference import evaluate as module
 from n2n_dist.inference.evaluate import evaluate, table
 from n2n_dist.metrics import psnr, to_8_bit
-from n2n_dist.noise import keys
+from n2n_dist import rng
 from n2n_dist.noise.models import Gaussian, Poisson
 
 
@@ -35,7 +35,7 @@ def test_untrained_network_scores_as_the_clipped_noisy_image(
     assert [row.image for row in rows] == ["b/one.png", "two.png", "mean of 2"]
     for number, (row, name) in enumerate(zip(rows[:2], ("b/one.png", "two.png"), strict=True)):
         clean = torch.from_numpy(read_image(photos / name).normalised()).permute(2, 0, 1)[None]
-        generator = keys.generator(0, number, "n2n2018", "cpu")
+        generator = rng.generator(0, number, "n2n2018", "cpu")
         noisy = clean + torch.randn(clean.shape[1:], generator=generator) * (25 / 255)
         assert row.noisy_psnr == pytest.approx(psnr(noisy, clean).item(), abs=1e-4)
         assert row.psnr == pytest.approx(psnr(to_8_bit(noisy), clean).item(), abs=1e-4)

@@ -8,7 +8,7 @@ from n2n_dist.errors import Refusal
 from n2n_dist.loss import perceptual as module
 from n2n_dist.loss.perceptual import BUNDLED, VGGFeatures, matched_perceptual, perceptual
 from n2n_dist.metrics import ALEXNET
-from n2n_dist.noise import keys
+from n2n_dist import rng
 from n2n_dist.noise.models import (
     Bernoulli,
     CorrelatedGaussian,
@@ -100,7 +100,7 @@ def gradients(noise: Noise, level: float, clean: float, value: float, matched: b
     prediction = torch.full((1, 500, 500), value, requires_grad=True)
 
     def draw(image: torch.Tensor, purpose: str) -> torch.Tensor:
-        return noise(image, level, keys.generator(0, 0, purpose, "cpu"))
+        return noise(image, level, rng.generator(0, 0, purpose, "cpu"))
 
     target = draw(torch.full((1, 500, 500), clean), "noise-target")
     if matched:

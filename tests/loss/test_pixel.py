@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from n2n_dist.loss.pixel import LEARNS, pixel_loss
-from n2n_dist.noise import keys
+from n2n_dist import rng
 from n2n_dist.noise.models import Bernoulli, Gaussian, Impulse, Noise, Poisson, Text
 
 SIZE = (1, 200, 200)
@@ -54,8 +54,8 @@ def best_constant(name: str, noise: Noise, clean: float, level: float, done: flo
     """The constant image of least loss against noisy versions of a constant image, to 0.01."""
     key = (0, 0, "noise-target", "cpu")
     image = torch.full(SIZE, clean)
-    targets = noise(image, level, keys.generator(*key))[None]
-    mask = noise.kept(image, level, keys.generator(*key))[None] if isinstance(noise, Bernoulli) else None
+    targets = noise(image, level, rng.generator(*key))[None]
+    mask = noise.kept(image, level, rng.generator(*key))[None] if isinstance(noise, Bernoulli) else None
     values = torch.arange(0, 101) / 100
     losses = [pixel_loss(name, value.expand(targets.shape), targets, mask, done) for value in values]
     return values[torch.stack(losses).argmin()].item()
@@ -84,7 +84,7 @@ def test_the_constant_image_of_least_loss(name: str, noise: Noise, level: float,
 
 
 def test_clipped_targets_lift_black() -> None:
-    targets = Gaussian()(torch.zeros(SIZE), 25, keys.generator(0, 0, "noise-target", "cpu"))
+    targets = Gaussian()(torch.zeros(SIZE), 25, rng.generator(0, 0, "noise-target", "cpu"))
     values = torch.arange(-100, 101) / 1000
     best = [
         values[torch.stack([pixel_loss("l2", value.expand(SIZE), seen) for value in values]).argmin()].item()
@@ -97,7 +97,7 @@ def test_clipped_targets_lift_black() -> None:
 @pytest.mark.parametrize("clean", [0.02, 0.5, 3.0])
 def test_relative_l2_is_at_rest_at_the_mean(clean: float) -> None:
     """Its least value is elsewhere, but no gradient passes through the denominator."""
-    targets = Poisson()(torch.full(SIZE, clean), 30, keys.generator(0, 0, "noise-target", "cpu"))
+    targets = Poisson()(torch.full(SIZE, clean), 30, rng.generator(0, 0, "noise-target", "cpu"))
     count = targets.numel()
 
     def gradient(value: float) -> torch.Tensor:

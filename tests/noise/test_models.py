@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from n2n_dist.errors import Refusal
-from n2n_dist.noise import keys
+from n2n_dist import rng
 from n2n_dist.noise.models import (
     MODELS,
     Bernoulli,
@@ -38,7 +38,7 @@ def noisy(
     size: tuple[int, ...] = SIZE,
     device: str = "cpu",
 ) -> torch.Tensor:
-    return noise(torch.full(size, value, device=device), level, keys.generator(0, 0, purpose, device))
+    return noise(torch.full(size, value, device=device), level, rng.generator(0, 0, purpose, device))
 
 
 def check_moments(values: torch.Tensor, mean: float, variance: float) -> None:
@@ -124,10 +124,10 @@ def test_all_channels_of_a_pixel_are_lost_or_replaced_together() -> None:
 def test_the_mask_is_that_of_the_noise() -> None:
     clean = torch.ones(3, 40, 50)
     noise, key = Bernoulli(), (0, 7, "noise-target", "cpu")
-    kept = noise.kept(clean, 0.3, keys.generator(*key))
+    kept = noise.kept(clean, 0.3, rng.generator(*key))
     assert kept.shape == (1, 40, 50)
     assert kept.dtype == torch.bool
-    assert torch.equal(noise(clean, 0.3, keys.generator(*key)), clean * kept)
+    assert torch.equal(noise(clean, 0.3, rng.generator(*key)), clean * kept)
 
 
 @pytest.mark.parametrize("blur", [1.0, 2.5])
@@ -161,7 +161,7 @@ def test_a_narrow_kernel_leaves_white_noise() -> None:
 def test_text_covers_its_share_with_colours_that_are_level() -> None:
     strings, shares = [], []
     for position in range(200):
-        image = Text()(torch.full((3, 64, 64), 2.0), 0.25, keys.generator(0, position, "noise-input", "cpu"))
+        image = Text()(torch.full((3, 64, 64), 2.0), 0.25, rng.generator(0, position, "noise-input", "cpu"))
         covered = (image != 2).all(0)
         assert (covered == (image != 2).any(0)).all()
         shares.append(covered.double().mean())
@@ -174,7 +174,7 @@ def test_text_covers_its_share_with_colours_that_are_level() -> None:
 
 def test_nothing_is_added_to_images_that_are_noisy_already() -> None:
     image = torch.rand(3, 8, 8)
-    assert torch.equal(NoNoise()(image, NoNoise().level(0.7), keys.generator(0, 0, "noise-input", "cpu")), image)
+    assert torch.equal(NoNoise()(image, NoNoise().level(0.7), rng.generator(0, 0, "noise-input", "cpu")), image)
 
 
 @pytest.mark.parametrize("noise", ADDED, ids=str)
@@ -213,7 +213,7 @@ def test_derivatives_with_respect_to_the_image(noise: Noise) -> None:
     """With the random numbers held fixed; of counted photons, the derivative of their mean."""
     clean = torch.full((3, 30, 30), 0.4, requires_grad=True)
     level = noise.level(0.5)
-    found = noise(clean, level, keys.generator(0, 0, "noise-prediction-1", "cpu"))
+    found = noise(clean, level, rng.generator(0, 0, "noise-prediction-1", "cpu"))
     (gradient,) = torch.autograd.grad(found.sum(), clean)
     step, raised = 0.01, noisy(noise, 0.41, level, "noise-prediction-1", (3, 30, 30))
     expected = torch.ones_like(clean) if noise.name.startswith("poisson") else (raised - found) / step
@@ -233,7 +233,7 @@ def test_any_image_stays_float32_finite_and_in_shape(
     """High dynamic range, and what lies below black."""
     clean = torch.tensor(values).expand(channels, 3, len(values)).contiguous()
     before = clean.clone()
-    found = noise(clean, noise.level(uniform), keys.generator(0, 0, "noise-input", "cpu"))
+    found = noise(clean, noise.level(uniform), rng.generator(0, 0, "noise-input", "cpu"))
     assert found.dtype == torch.float32
     assert found.shape == clean.shape
     assert found.isfinite().all()
@@ -243,7 +243,7 @@ def test_any_image_stays_float32_finite_and_in_shape(
 @pytest.mark.parametrize(("noise", "low", "high"), [(Gaussian(sigma=[5, 50]), 5, 50), (Poisson(lam=[4, 60]), 4, 60)])
 def test_a_range_is_drawn_from_evenly(noise: Noise, low: float, high: float) -> None:
     assert noise.level(0.0) == low
-    levels = torch.tensor([noise.level(keys.uniform(0, position, "noise-level")) for position in range(4000)])
+    levels = torch.tensor([noise.level(rng.uniform(0, position, "noise-level")) for position in range(4000)])
     assert levels.min() >= low
     assert levels.max() <= high
     assert abs(levels.mean() - (low + high) / 2) < 4 * (high - low) / math.sqrt(12 * 4000)

@@ -1,6 +1,6 @@
 import pytest
 
-from n2n_dist.expectation import CLEAN, REMEDY, expectation
+from n2n_dist.estimand import CLEAN, REMEDY, expectation
 from n2n_dist.loss.pixel import LEARNS
 from n2n_dist.noise.models import (
     MODELS,

@@ -13,7 +13,7 @@ import processes
 import psutil
 import pytest
 
-from n2n_dist import interrupt
+from n2n_dist import signals
 
 SETTINGS = ("train.steps=6", "checkpoint.every=3")
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
@@ -57,16 +57,16 @@ def hold(tmp_path: Path) -> Callable[[str, int], processes.Hold]:
 
 def test_it_imports_nothing_that_is_slow() -> None:
     slow = "{'torch', 'numpy', 'omegaconf', 'PIL'} & set(sys.modules)"
-    code = f"import sys, n2n_dist.interrupt; from n2n_dist.errors import run_command; sys.exit(bool({slow}))"
+    code = f"import sys, n2n_dist.signals; from n2n_dist.errors import run_command; sys.exit(bool({slow}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=processes.ROOT, check=False).returncode == 0
 
 
 def test_the_marker_is_left_and_removed(tmp_path: Path) -> None:
-    interrupt.leave_marker(tmp_path, "stopped")
+    signals.leave_marker(tmp_path, "stopped")
     assert (tmp_path / "PREEMPTED").read_text() == "stopped\n"
-    interrupt.remove_marker(tmp_path)
-    interrupt.remove_marker(tmp_path)
-    interrupt.remove_marker(tmp_path / "nowhere")
+    signals.remove_marker(tmp_path)
+    signals.remove_marker(tmp_path)
+    signals.remove_marker(tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
 
 
@@ -74,7 +74,7 @@ def test_signals_wait_while_they_are_held() -> None:
     came: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: came.append(number))
     try:
-        with interrupt.held():
+        with signals.held():
             signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
             assert came == []
         assert came == [signal.SIGUSR1]
@@ -212,7 +212,7 @@ def test_a_second_signal_exits_at_once_and_the_last_checkpoint_stays(
         running.wait_at(place)  # and stay there: the process cannot finish the step
         workers = psutil.Process(running.ranks[0].pid).children(recursive=True)
         running.signal(signal.SIGTERM, 0)
-        time.sleep(interrupt.ECHO_SECONDS + 0.5)
+        time.sleep(signals.ECHO_SECONDS + 0.5)
         running.signal(signal.SIGTERM, 0)
         running.ranks[0].join(5)
         assert running.ranks[0].exitcode == 1
@@ -226,14 +226,14 @@ def test_a_second_signal_exits_at_once_and_the_last_checkpoint_stays(
 
 def test_a_start_that_is_refused_removes_the_marker(tmp_path: Path) -> None:
     for wrong in ("data.shards=nowhere", "data.batch=many"):  # refused by the run, and before it
-        interrupt.leave_marker(tmp_path, "stopped")
+        signals.leave_marker(tmp_path, "stopped")
         assert processes.train(*settings(tmp_path, wrong)).codes == [2]
         assert not (tmp_path / "PREEMPTED").exists()
 
 
 def test_a_dry_run_has_nothing_to_save_and_ends_at_the_first_signal(tmp_path: Path, hold: Callable) -> None:
     place = hold("loop.noisy_pair", 1)
-    interrupt.leave_marker(tmp_path, "stopped")
+    signals.leave_marker(tmp_path, "stopped")
     with processes.training("--dry-run", *settings(tmp_path), hold=place) as running:
         running.wait_at(place)
         os.kill(running.ranks[0].pid, signal.SIGTERM)
