@@ -41,7 +41,7 @@ def denoise(
     """
     from n2n_dist.data.image import Image
     from n2n_dist.inference.tile import denoise_image
-    from n2n_dist.model.weights import load_model
+    from n2n_dist.models.weights import load_model
 
     image = Image.from_array(array, black=black, white=white)
     return denoise_image(load_model(weights), image).pixels.reshape(array.shape)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from n2n_dist.data.dataset import DataSettings
 from n2n_dist.data.remote import location
 from n2n_dist.errors import Refusal, one_line, write_error_file
-from n2n_dist.model.resunet import ModelSettings
+from n2n_dist.models.resunet import ModelSettings
 from n2n_dist.noise.models import MODELS, Noise
 from n2n_dist.objective import LossSettings, check_objective
 from n2n_dist.pairs import PairSettings

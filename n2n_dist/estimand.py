@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from n2n_dist.loss.pixel import LEARNS
+from n2n_dist.losses.pixel import LEARNS
 from n2n_dist.noise.models import Noise
 from n2n_dist.objective import LossSettings
 from n2n_dist.pairs import PairSettings

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from n2n_dist.errors import Refusal
-from n2n_dist.loss.perceptual import LAYERS, VGGFeatures, matched_perceptual, perceptual
-from n2n_dist.loss.pixel import LEARNS, pixel_loss
+from n2n_dist.losses.perceptual import LAYERS, VGGFeatures, matched_perceptual, perceptual
+from n2n_dist.losses.pixel import LEARNS, pixel_loss
 from n2n_dist.noise.models import Bernoulli, Noise, NoNoise
 from n2n_dist.pairs import Neighbours, Pair, PairSettings, neighbour_pair
 

@@ -12,7 +12,7 @@ from n2n_dist import signals
 from n2n_dist.data.order import Order
 from n2n_dist.data.shard import Index
 from n2n_dist.estimand import expectation
-from n2n_dist.model.weights import find_weights
+from n2n_dist.models.weights import find_weights
 from n2n_dist.training.backend import Backend
 from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.tracking import duration, memory_bytes

@@ -20,8 +20,8 @@ from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.data.remote import Unavailable
 from n2n_dist.devices import autocast
 from n2n_dist.errors import Refusal, write_error_file
-from n2n_dist.model.resunet import ResUNet
-from n2n_dist.model.weights import LAST, load_model, save_model
+from n2n_dist.models.resunet import ResUNet
+from n2n_dist.models.weights import LAST, load_model, save_model
 from n2n_dist.objective import losses, what_to_read
 from n2n_dist.pairs import noisy_pair
 from n2n_dist import report

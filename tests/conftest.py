@@ -14,8 +14,8 @@ from images import random_pixels
 from n2n_dist.data.build import build
 from n2n_dist.data.image import write_image
 from n2n_dist.data.plan import Options
-from n2n_dist.model.resunet import ModelSettings, ResUNet
-from n2n_dist.model.weights import save_model
+from n2n_dist.models.resunet import ModelSettings, ResUNet
+from n2n_dist.models.weights import save_model
 
 torch.set_num_threads(2)
 

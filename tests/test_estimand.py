@@ -1,7 +1,7 @@
 import pytest
 
 from n2n_dist.estimand import CLEAN, REMEDY, expectation
-from n2n_dist.loss.pixel import LEARNS
+from n2n_dist.losses.pixel import LEARNS
 from n2n_dist.noise.models import (
     MODELS,
     Bernoulli,

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from n2n_dist.errors import Refusal
-from n2n_dist.loss.perceptual import matched_perceptual, perceptual
-from n2n_dist.loss.pixel import LEARNS
+from n2n_dist.losses.perceptual import matched_perceptual, perceptual
+from n2n_dist.losses.pixel import LEARNS
 from n2n_dist.noise.models import (
     Bernoulli,
     CorrelatedGaussian,

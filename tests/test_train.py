@@ -15,8 +15,8 @@ from n2n_dist.config import load
 from n2n_dist.data.indexing import write_index
 from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import ResUNet
-from n2n_dist.model.weights import load_model
+from n2n_dist.models.resunet import ResUNet
+from n2n_dist.models.weights import load_model
 from n2n_dist import train
 from n2n_dist.training import checkpoint_files
 from n2n_dist.training.checkpoint_files import Progress

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from n2n_dist.errors import Refusal, run_command
-from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.training import checkpoint_files
 from n2n_dist.training.backend import Backend, plan_batch
 from n2n_dist.training.checkpoint import Checkpoints, CheckpointSettings

@@ -21,8 +21,8 @@ from n2n_dist.config import load
 from n2n_dist.data.image import write_image
 from n2n_dist.devices import autocast, set_threads, use_gpu
 from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import ModelSettings, ResUNet
-from n2n_dist.model.weights import save_model
+from n2n_dist.models.resunet import ModelSettings, ResUNet
+from n2n_dist.models.weights import save_model
 from n2n_dist.objective import LossSettings, losses
 from n2n_dist.pairs import Pair
 from n2n_dist.train import train

@@ -20,7 +20,7 @@ from n2n_dist.errors import Refusal
 from n2n_dist.inference.pictures import join_strips
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, psnr, ssim, to_8_bit
-from n2n_dist.model.weights import load_model
+from n2n_dist.models.weights import load_model
 from n2n_dist import rng
 from n2n_dist.noise.models import Noise
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from n2n_dist.data.image import find_images, read_frames, write_frames
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_image
-from n2n_dist.model.weights import load_model
+from n2n_dist.models.weights import load_model
 
 SUFFIX = {
     ".jpg": ".png",  # a lossy result would add new artefacts

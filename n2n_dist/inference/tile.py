@@ -6,7 +6,7 @@ import torch
 
 from n2n_dist.data.image import Image
 from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import ResUNet
+from n2n_dist.models.resunet import ResUNet
 
 TILE = 512
 HALO = 64

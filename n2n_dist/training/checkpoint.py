@@ -26,7 +26,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from n2n_dist.errors import Failure, Refusal, run_command
-from n2n_dist.model.weights import BEST, trained_steps
+from n2n_dist.models.weights import BEST, trained_steps
 from n2n_dist.training import checkpoint_files as files
 from n2n_dist.training.backend import Backend
 from n2n_dist.training.checkpoint_files import Manifest, Progress

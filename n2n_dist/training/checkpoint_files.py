@@ -31,8 +31,8 @@ from torch.futures import Future
 
 from n2n_dist.data.indexing import sync
 from n2n_dist.errors import Refusal, one_line
-from n2n_dist.model.resunet import NETWORK, ModelSettings, ResUNet
-from n2n_dist.model.weights import save_model
+from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
+from n2n_dist.models.weights import save_model
 from n2n_dist.pairs import PairSettings
 from n2n_dist.training.watchdog import lost_process
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from n2n_dist.devices import use_gpu
 from n2n_dist.errors import Refusal
-from n2n_dist.model.blocks import AttentionGate, Downsample, ResBlock, Upsample
+from n2n_dist.models.blocks import AttentionGate, Downsample, ResBlock, Upsample
 from n2n_dist.training.backend import Backend
 
 

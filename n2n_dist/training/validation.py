@@ -19,7 +19,7 @@ from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, decibels, psnr, ssim, unbiased_mse
-from n2n_dist.model.resunet import ResUNet
+from n2n_dist.models.resunet import ResUNet
 from n2n_dist import rng
 from n2n_dist.noise.models import Noise, NoNoise
 from n2n_dist.training.backend import Backend

@@ -26,8 +26,8 @@ from n2n_dist.data.image import write_image
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping
 from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import NETWORK, ModelSettings, ResUNet
-from n2n_dist.model.weights import LAST, save_model
+from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
+from n2n_dist.models.weights import LAST, save_model
 
 
 def measured(psnr: float, bias: float = 0.0) -> Measured:

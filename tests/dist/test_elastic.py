@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from n2n_dist.config import load
-from n2n_dist.model.resunet import ResUNet
+from n2n_dist.models.resunet import ResUNet
 from n2n_dist.training import checkpoint_files
 from n2n_dist.training.zero import MOMENTS
 

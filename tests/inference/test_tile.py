@@ -8,7 +8,7 @@ from n2n_dist.data.members import read_pixels
 from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import HALO, denoise_image, denoise_tiled
-from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.models.resunet import ModelSettings, ResUNet
 
 CPU = torch.device("cpu")
 DEMO = Path(__file__).resolve().parents[2] / "shards" / "demo"

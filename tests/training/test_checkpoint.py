@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from n2n_dist.errors import Failure, Refusal
-from n2n_dist.model.resunet import NETWORK, ModelSettings, ResUNet
-from n2n_dist.model.weights import load_model, trained_steps
+from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
+from n2n_dist.models.weights import load_model, trained_steps
 from n2n_dist.training import checkpoint_files
 from n2n_dist.training.backend import Backend
 from n2n_dist.training.checkpoint import Checkpoints, CheckpointSettings

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.api import CheckpointException
 
 from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.training import checkpoint_files as files
 from n2n_dist.training.checkpoint_files import Manifest, Progress
 

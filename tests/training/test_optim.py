@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.training.optim import OptimSettings, learning_rate, make_optimizer, update_ema
 
 

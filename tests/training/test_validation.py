@@ -13,7 +13,7 @@ from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping
 from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.noise.models import Bernoulli, Gaussian, NoNoise, Poisson
 from n2n_dist.training.backend import Backend
 from n2n_dist.training.validation import ValidateSettings, Validation, selection_score

@@ -5,8 +5,8 @@ import safetensors.torch
 import torch
 
 from n2n_dist.errors import Refusal
-from n2n_dist.loss import perceptual as module
-from n2n_dist.loss.perceptual import BUNDLED, VGGFeatures, matched_perceptual, perceptual
+from n2n_dist.losses import perceptual as module
+from n2n_dist.losses.perceptual import BUNDLED, VGGFeatures, matched_perceptual, perceptual
 from n2n_dist.metrics import ALEXNET
 from n2n_dist import rng
 from n2n_dist.noise.models import (

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from n2n_dist.errors import Refusal
-from n2n_dist.model.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample
+from n2n_dist.models.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample
 
 NETWORK = 5
 """Counted up when earlier weights no longer fit, or would denoise differently."""

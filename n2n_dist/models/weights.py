@@ -14,7 +14,7 @@ import torch
 
 from n2n_dist.devices import use_gpu
 from n2n_dist.errors import Refusal, one_line
-from n2n_dist.model.resunet import NETWORK, ModelSettings, ResUNet
+from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 
 BEST = "best.safetensors"
 LAST = "last.safetensors"

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from n2n_dist.model.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample, activate
+from n2n_dist.models.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample, activate
 
 
 def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:

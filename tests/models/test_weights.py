@@ -5,8 +5,8 @@ import safetensors.torch
 import torch
 
 from n2n_dist.errors import Refusal
-from n2n_dist.model.resunet import NETWORK, ModelSettings, ResUNet
-from n2n_dist.model.weights import BEST, LAST, find_weights, load_model, save_model, trained_steps
+from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
+from n2n_dist.models.weights import BEST, LAST, find_weights, load_model, save_model, trained_steps
 
 
 def make_model(seed: int = 0) -> ResUNet:

@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from n2n_dist.errors import Refusal
-from n2n_dist.model.blocks import SqueezeExcitation
-from n2n_dist.model.resunet import ModelSettings, ResUNet
+from n2n_dist.models.blocks import SqueezeExcitation
+from n2n_dist.models.resunet import ModelSettings, ResUNet
 
 
 def random_images(*shape: int, seed: int = 0) -> torch.Tensor:
