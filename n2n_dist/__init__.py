@@ -39,7 +39,7 @@ def denoise(
         n2n_dist.errors.Refusal: the weights are missing or of another version, or for another number of channels.
 
     """
-    from n2n_dist.data.image import Image
+    from n2n_dist.images.image import Image
     from n2n_dist.inference.tile import denoise_image
     from n2n_dist.models.weights import load_model
 

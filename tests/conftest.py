@@ -12,7 +12,7 @@ import torch
 from images import random_pixels
 
 from n2n_dist.data.build import build
-from n2n_dist.data.image import write_image
+from n2n_dist.images.image import write_image
 from n2n_dist.data.plan import Options
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.models.weights import save_model

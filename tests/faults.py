@@ -26,7 +26,7 @@ from fault_kinds import FAULTS
 from fault_rounds import SETTINGS, Failed, Round, Skipped, forked, launched
 
 from n2n_dist.data.build import build
-from n2n_dist.data.image import write_image
+from n2n_dist.images.image import write_image
 from n2n_dist.data.plan import Options
 
 

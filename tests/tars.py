@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from images import random_pixels
 
-from n2n_dist.data.image import encode
+from n2n_dist.images.image import encode
 from n2n_dist.data.members import read_pixels
 from n2n_dist.data.shard import Index
 

@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from processes import ROOT, TINY, curves, run
 
-from n2n_dist.data.image import read_image
+from n2n_dist.images.image import read_image
 from n2n_dist.data.members import read_pixels
 from n2n_dist.data.shard import Index
 

@@ -23,7 +23,7 @@ from servers import s3, upload
 
 from n2n_dist.benchmark import checkpoint, data, gap
 from n2n_dist.config import load
-from n2n_dist.data.image import write_image
+from n2n_dist.images.image import write_image
 
 CLUSTER = ("sbatch", "squeue", "tail", "scontrol")
 NETWORK = ("pip", "aws", "diff", "pytest", "python shards/demo/rebuild.py")

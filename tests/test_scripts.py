@@ -13,7 +13,7 @@ from images import random_pixels
 from processes import ROOT, TINY, run, train
 from tars import read_whole, write_tar
 
-from n2n_dist.data.image import encode, read_image, write_image
+from n2n_dist.images.image import encode, read_image, write_image
 from n2n_dist.data.indexing import write_index
 from n2n_dist.data.shard import Index
 

@@ -18,7 +18,7 @@ import numpy as np
 from n2n_dist.benchmark.encodings import tiles_of
 from n2n_dist.data.build import build
 from n2n_dist.data.cut import SourceFile, Tile, cut
-from n2n_dist.data.image import find_images, read_image, write_image
+from n2n_dist.images.image import find_images, read_image, write_image
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping, find_scenes
 from n2n_dist.data.shard import Index

@@ -26,7 +26,7 @@ from n2n_dist.benchmark.encodings import encodings
 from n2n_dist.benchmark.scale import memory, scale
 from n2n_dist.data.build import build
 from n2n_dist.data.dataset import CropDataset, RankOrder
-from n2n_dist.data.image import decode
+from n2n_dist.images.image import decode
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.members import read_window
 from n2n_dist.data.order import Order

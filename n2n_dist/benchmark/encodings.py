@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from n2n_dist.data.image import decode, encode
+from n2n_dist.images.image import decode, encode
 from n2n_dist.data.members import read_window
 from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal

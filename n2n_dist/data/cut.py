@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from n2n_dist.data.image import Image, encode, read_frames
+from n2n_dist.images.image import Image, encode, read_frames
 from n2n_dist.data.members import Member, Sample
 from n2n_dist.data.plan import Options, origins
 from n2n_dist.data.scenes import Scene

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from n2n_dist.data.image import Image
+from n2n_dist.images.image import Image
 from n2n_dist.data.members import Member, read_window
 from n2n_dist.data.order import Order
 from n2n_dist.data.remote import GIB, Cache, Unavailable, location

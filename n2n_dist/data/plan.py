@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from n2n_dist.data.image import find_images
+from n2n_dist.images.image import find_images
 from n2n_dist.data.indexing import write_json
 from n2n_dist.data.order import permutation
 from n2n_dist.data.scenes import Frame, Grouping, Scene, find_scenes

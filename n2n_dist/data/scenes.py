@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from n2n_dist.data.formats import Size, open_frames
-from n2n_dist.data.image import find_images
+from n2n_dist.images.formats import Size, open_frames
+from n2n_dist.images.image import find_images
 from n2n_dist.errors import Refusal
 
 READERS = 8

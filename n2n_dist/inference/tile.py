@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from n2n_dist.data.image import Image
+from n2n_dist.images.image import Image
 from n2n_dist.errors import Refusal
 from n2n_dist.models.resunet import ResUNet
 

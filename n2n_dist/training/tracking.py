@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from n2n_dist.inference.pictures import join_strips
+from n2n_dist.images.panels import join_strips
 
 CHARTS = {
     "loss": ["train/total"],

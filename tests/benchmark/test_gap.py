@@ -22,7 +22,7 @@ from n2n_dist.benchmark.gap import (
 )
 from n2n_dist.config import load
 from n2n_dist.data.build import build
-from n2n_dist.data.image import write_image
+from n2n_dist.images.image import write_image
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping
 from n2n_dist.errors import Refusal

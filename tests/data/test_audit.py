@@ -11,7 +11,7 @@ from processes import ROOT, run
 
 from n2n_dist.data.audit import Audit, audit, report
 from n2n_dist.data.build import build
-from n2n_dist.data.image import write_image
+from n2n_dist.images.image import write_image
 from n2n_dist.data.indexing import write_index
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping

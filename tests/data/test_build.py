@@ -18,7 +18,7 @@ from processes import ROOT
 
 from n2n_dist.data import cut
 from n2n_dist.data.build import build, merge
-from n2n_dist.data.image import Image, write_frames, write_image
+from n2n_dist.images.image import Image, write_frames, write_image
 from n2n_dist.data.indexing import verify, write_index
 from n2n_dist.data.members import read_pixels
 from n2n_dist.data.plan import SHARDS, VALIDATION, Options, read_plan

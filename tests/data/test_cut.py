@@ -6,7 +6,7 @@ import numpy as np
 from images import random_pixels
 
 from n2n_dist.data.cut import SourceFile, cut
-from n2n_dist.data.image import write_image
+from n2n_dist.images.image import write_image
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Frame, Scene
 

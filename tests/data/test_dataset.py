@@ -23,7 +23,7 @@ from n2n_dist.data.dataset import (
     folder_list,
     take_turns,
 )
-from n2n_dist.data.image import encode, write_image
+from n2n_dist.images.image import encode, write_image
 from n2n_dist.data.indexing import write_index
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.members import read_pixels

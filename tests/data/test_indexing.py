@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from images import big_png, big_tiff, random_pixels
 from tars import png, read_whole, write_tar
 
-from n2n_dist.data.image import encode, write_image
+from n2n_dist.images.image import encode, write_image
 from n2n_dist.data.indexing import verify, write_index
 from n2n_dist.data.members import read_pixels
 from n2n_dist.data.shard import Index

@@ -10,7 +10,7 @@ from images import random_pixels
 from tars import png, read_whole, write_tar
 
 from n2n_dist.data import members
-from n2n_dist.data.image import encode
+from n2n_dist.images.image import encode
 from n2n_dist.data.indexing import write_index
 from n2n_dist.data.members import read_pixels
 from n2n_dist.data.shard import Index

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from images import random_pixels
 
-from n2n_dist.data.image import write_frames
+from n2n_dist.images.image import write_frames
 from n2n_dist.data.scenes import Frame, Grouping, find_scenes
 from n2n_dist.errors import Refusal
 

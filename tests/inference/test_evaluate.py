@@ -9,7 +9,7 @@ import pytest
 import torch
 from images import random_pixels
 
-from n2n_dist.data.image import read_image, write_image
+from n2n_dist.images.image import read_image, write_image
 from n2n_dist.errors import Refusal
 from n2n_dist.inference import evaluate as module
 from n2n_dist.inference.evaluate import evaluate, table

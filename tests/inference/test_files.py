@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 from images import random_pixels
 
-from n2n_dist.data.image import read_frames, read_image, write_frames, write_image
+from n2n_dist.images.image import read_frames, read_image, write_frames, write_image
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.files import denoise_files
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from n2n_dist.data.image import Image
+from n2n_dist.images.image import Image
 from n2n_dist.data.members import read_pixels
 from n2n_dist.data.shard import Index
 from n2n_dist.errors import Refusal

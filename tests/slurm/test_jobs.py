@@ -16,7 +16,7 @@ from images import random_pixels
 
 import n2n_dist
 from n2n_dist.data.build import build
-from n2n_dist.data.image import write_image
+from n2n_dist.images.image import write_image
 from n2n_dist.data.plan import BUILDING, Options
 
 pytestmark = [

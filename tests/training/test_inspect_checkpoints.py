@@ -5,7 +5,7 @@ import numpy as np
 import processes
 import pytest
 
-from n2n_dist.data.image import read_image, write_image
+from n2n_dist.images.image import read_image, write_image
 from n2n_dist.errors import Refusal
 from n2n_dist.training import checkpoint_files
 from n2n_dist.training.inspect_checkpoints import export, show

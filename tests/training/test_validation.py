@@ -8,7 +8,7 @@ import torch
 
 from n2n_dist.data.build import build
 from n2n_dist.data.dataset import DataSettings
-from n2n_dist.data.image import write_image
+from n2n_dist.images.image import write_image
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping
 from n2n_dist.data.shard import Index

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from n2n_dist.inference.pictures import GAP, join_strips
+from n2n_dist.images.panels import GAP, join_strips
 
 
 def plain(value: float, channels: int, height: int, width: int) -> torch.Tensor:

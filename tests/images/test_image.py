@@ -8,8 +8,9 @@ import pytest
 import tifffile
 from images import big_png, big_tiff, random_pixels
 
-from n2n_dist.data import formats, image
-from n2n_dist.data.image import Image, decode, encode, find_images, read_image, write_image
+from n2n_dist.images import image
+from n2n_dist.images import formats
+from n2n_dist.images.image import Image, decode, encode, find_images, read_image, write_image
 from n2n_dist.errors import Refusal
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import tifffile
 
-from n2n_dist.data.formats import MAX_CHANNELS, MAX_PIXELS, SUFFIXES, Range, damage_refused, full_range, open_frames
+from n2n_dist.images.formats import MAX_CHANNELS, MAX_PIXELS, SUFFIXES, Range, damage_refused, full_range, open_frames
 from n2n_dist.errors import Refusal
 
 PERCENTILES = (0, 1, 50, 99, 100)

@@ -13,8 +13,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage
 
-from n2n_dist.data import formats
-from n2n_dist.data.formats import Range, open_frames
+from n2n_dist.images import formats
+from n2n_dist.images.formats import Range, open_frames
 from n2n_dist.errors import Refusal
 
 
