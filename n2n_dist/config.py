@@ -12,7 +12,7 @@ import omegaconf
 from omegaconf import OmegaConf
 
 from n2n_dist.data.dataset import DataSettings
-from n2n_dist.data.remote import location
+from n2n_dist.shards.cache import location
 from n2n_dist.errors import Refusal, one_line, write_error_file
 from n2n_dist.models.resunet import ModelSettings
 from n2n_dist.noise.models import MODELS, Noise

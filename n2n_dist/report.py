@@ -10,7 +10,7 @@ from torch import nn
 
 from n2n_dist import signals
 from n2n_dist.data.order import Order
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.index import Index
 from n2n_dist.estimand import expectation
 from n2n_dist.models.weights import find_weights
 from n2n_dist.training.backend import Backend

@@ -17,7 +17,7 @@ from n2n_dist import signals
 from n2n_dist.data.dataset import RankOrder, open_data
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.prefetch import Prefetcher
-from n2n_dist.data.remote import Unavailable
+from n2n_dist.shards.cache import Unavailable
 from n2n_dist.devices import autocast
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.models.resunet import ResUNet

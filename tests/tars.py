@@ -8,8 +8,8 @@ import numpy as np
 from images import random_pixels
 
 from n2n_dist.images.image import encode
-from n2n_dist.data.members import read_pixels
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.reading import read_pixels
+from n2n_dist.shards.index import Index
 
 
 def read_whole(index: Index, number: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch
 
 from n2n_dist.config import load
 from n2n_dist.data.order import Order
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 from n2n_dist import report
 from n2n_dist.training.backend import Backend

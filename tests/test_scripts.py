@@ -14,8 +14,8 @@ from processes import ROOT, TINY, run, train
 from tars import read_whole, write_tar
 
 from n2n_dist.images.image import encode, read_image, write_image
-from n2n_dist.data.indexing import write_index
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.indexing import write_index
+from n2n_dist.shards.index import Index
 
 DEMO = ROOT / "shards/demo/train"
 

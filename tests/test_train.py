@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from n2n_dist.config import load
-from n2n_dist.data.indexing import write_index
+from n2n_dist.shards.indexing import write_index
 from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.errors import Refusal
 from n2n_dist.models.resunet import ResUNet

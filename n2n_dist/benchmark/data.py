@@ -28,10 +28,10 @@ from n2n_dist.data.build import build
 from n2n_dist.data.dataset import CropDataset, RankOrder
 from n2n_dist.images.image import decode
 from n2n_dist.data.loader import make_loader
-from n2n_dist.data.members import read_window
+from n2n_dist.shards.reading import read_window
 from n2n_dist.data.order import Order
 from n2n_dist.data.plan import Options
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.index import Index
 
 CROP, BATCH = 128, 32
 ENCODINGS = ("npy", "png", "webp")

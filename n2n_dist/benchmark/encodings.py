@@ -12,8 +12,8 @@ import numpy as np
 import tifffile
 
 from n2n_dist.images.image import decode, encode
-from n2n_dist.data.members import read_window
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.reading import read_window
+from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from n2n_dist.config import Config, load
-from n2n_dist.data.members import read_pixels
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.reading import read_pixels
+from n2n_dist.shards.index import Index
 from n2n_dist.devices import set_threads, use_gpu
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from n2n_dist.data.build import build
 from n2n_dist.data.plan import Options
-from n2n_dist.data.shard import FORMAT, INDEX, Shard
+from n2n_dist.shards.index import FORMAT, INDEX, Shard
 
 SHARDS = 200, 4000
 """Shards between which the memory of the loader should not grow."""
@@ -29,7 +29,7 @@ from pathlib import Path
 from n2n_dist.data.dataset import CropDataset, RankOrder
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.index import Index
 index = Index([Path(sys.argv[1])])
 places = RankOrder(Order(index.sizes, 0, 64), 0, 0, 1, 64)
 loader = make_loader(CropDataset(index, 0, 128, "image"), places, 1, torch.device("cpu"))
@@ -81,7 +81,7 @@ print(since, np.median(times) * 1e3, int(peak) // 1024)
 OPEN = """
 import re, sys, time
 from pathlib import Path
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.index import Index
 start = time.process_time()
 index = Index([Path(sys.argv[1])])
 peak = re.search("VmHWM: *(.*) kB", Path("/proc/self/status").read_text())[1]

@@ -20,11 +20,11 @@ from n2n_dist.data import registration, statistics
 from n2n_dist.data.audit_findings import find
 from n2n_dist.data.audit_page import draw, table
 from n2n_dist.data.audit_results import Audit, Noise, Pair
-from n2n_dist.data.indexing import differing
-from n2n_dist.data.members import Sample, read_pixels
+from n2n_dist.shards.indexing import differing
+from n2n_dist.shards.reading import Sample, read_pixels
 from n2n_dist.data.plan import VALIDATION
-from n2n_dist.data.remote import File
-from n2n_dist.data.shard import INDEX, Index
+from n2n_dist.shards.cache import File
+from n2n_dist.shards.index import INDEX, Index
 from n2n_dist.data.statistics import Blocks
 from n2n_dist.errors import Refusal
 

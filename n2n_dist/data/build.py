@@ -19,12 +19,12 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 from n2n_dist.data.cut import SourceFile, Tile, cut
-from n2n_dist.data.indexing import list_members, sync, write_json, write_list
-from n2n_dist.data.members import Sample
+from n2n_dist.shards.indexing import list_members, sync, write_json, write_list
+from n2n_dist.shards.reading import Sample
 from n2n_dist.data.order import permutation
 from n2n_dist.data.plan import BUILDING, PLAN, Group, Options, Report, make_plan, read_plan, working_folder
-from n2n_dist.data.shard import INDEX, Shard, check_tar
-from n2n_dist.data.tar import TarWriter
+from n2n_dist.shards.index import INDEX, Shard, check_tar
+from n2n_dist.shards.tar import TarWriter
 from n2n_dist.errors import Refusal
 
 FILES_KEPT = 3

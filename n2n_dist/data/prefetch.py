@@ -6,8 +6,8 @@ import threading
 from collections import deque
 
 from n2n_dist.data.order import Order
-from n2n_dist.data.remote import RemoteFile, Unavailable
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.cache import RemoteFile, Unavailable
+from n2n_dist.shards.index import Index
 
 
 class Prefetcher(threading.Thread):

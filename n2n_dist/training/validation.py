@@ -13,9 +13,9 @@ import torch
 
 from n2n_dist import signals
 from n2n_dist.data.dataset import ATTEMPTS, DataSettings, is_tolerated
-from n2n_dist.data.members import read_pixels
-from n2n_dist.data.remote import Unavailable
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.reading import read_pixels
+from n2n_dist.shards.cache import Unavailable
+from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, decibels, psnr, ssim, unbiased_mse

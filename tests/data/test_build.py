@@ -19,11 +19,11 @@ from processes import ROOT
 from n2n_dist.data import cut
 from n2n_dist.data.build import build, merge
 from n2n_dist.images.image import Image, write_frames, write_image
-from n2n_dist.data.indexing import verify, write_index
-from n2n_dist.data.members import read_pixels
+from n2n_dist.shards.indexing import verify, write_index
+from n2n_dist.shards.reading import read_pixels
 from n2n_dist.data.plan import SHARDS, VALIDATION, Options, read_plan
 from n2n_dist.data.scenes import Grouping
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 
 
@@ -276,7 +276,8 @@ def test_a_tar_holds_tiles_of_many_images(tmp_path: Path, photos: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from n2n_dist.data import build, cut, tar
+from n2n_dist.shards import tar
+from n2n_dist.data import build, cut
 from n2n_dist.data.plan import Options
 
 source, folder = map(Path, sys.argv[1:])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from images import random_pixels
 
-from n2n_dist.data import members
+from n2n_dist.shards import reading
 from n2n_dist.data.build import build
 from n2n_dist.data.dataset import (
     SOURCES,
@@ -24,13 +24,13 @@ from n2n_dist.data.dataset import (
     take_turns,
 )
 from n2n_dist.images.image import encode, write_image
-from n2n_dist.data.indexing import write_index
+from n2n_dist.shards.indexing import write_index
 from n2n_dist.data.loader import make_loader
-from n2n_dist.data.members import read_pixels
+from n2n_dist.shards.reading import read_pixels
 from n2n_dist.data.order import Order
 from n2n_dist.data.plan import Options
 from n2n_dist.data.scenes import Grouping
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 from n2n_dist import rng
 
@@ -256,7 +256,7 @@ def test_samples_of_a_tar_that_is_another_are_replaced(make_shards: Callable[...
 def test_a_tar_cut_off_under_a_running_loader_loses_its_samples_and_no_others(
     make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
-    monkeypatch.setattr(members, "TRUSTED", 0.0)
+    monkeypatch.setattr(reading, "TRUSTED", 0.0)
     index = Index([make_shards(16, encoding=encoding, shard_samples=8)])
     dataset = CropDataset(index, 0, 16, "image")
     before = {position: read(dataset, position, position)[1] for position in range(16)}

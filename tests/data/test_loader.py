@@ -12,7 +12,7 @@ import torch
 from n2n_dist.data.dataset import Batch, CropDataset, RankOrder
 from n2n_dist.data.loader import IN_USE, PREFETCH, Address, Buffers, copied_ahead, make_loader
 from n2n_dist.data.order import Order
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.index import Index
 
 CPU = torch.device("cpu")
 COUNT = 2 * (PREFETCH + IN_USE) + 3
@@ -105,7 +105,7 @@ import sys, torch
 from n2n_dist.data.dataset import CropDataset, RankOrder
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.index import Index
 dataset = CropDataset(Index([{str(make_shards(12))!r}]), 0, 16, "image")
 batches = make_loader(dataset, RankOrder(Order(dataset.index.sizes, 0, 4), 0, 0, 1, 4), 1, torch.device("cpu"))
 next(batches)

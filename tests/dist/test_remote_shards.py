@@ -10,7 +10,7 @@ import pytest
 from servers import s3, serve, upload
 
 from n2n_dist.data.order import Order
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.index import Index
 
 BATCH = 8
 SETTINGS = ("train.steps=6", "checkpoint.every=3", "data.workers=2", "data.streams=2", "validate.images=2")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from n2n_dist.images.image import Image
-from n2n_dist.data.members import read_pixels
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.reading import read_pixels
+from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import HALO, denoise_image, denoise_tiled
 from n2n_dist.models.resunet import ModelSettings, ResUNet

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from n2n_dist.images.image import NPY_HEADER, Image, decode, npy_stand_in
-from n2n_dist.data.members import MEMBERS, Member, Sample, reindex
-from n2n_dist.data.shard import FORMAT, INDEX, Shard, check_tar, read_index
+from n2n_dist.shards.reading import MEMBERS, Member, Sample, reindex
+from n2n_dist.shards.index import FORMAT, INDEX, Shard, check_tar, read_index
 from n2n_dist.errors import Refusal
 
 IMAGE_EXTENSIONS = ("npy", "png", "webp", "tif", "tiff", "jpg", "jpeg")

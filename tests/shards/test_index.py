@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tars import png, write_tar
 
-from n2n_dist.data.indexing import write_index
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.indexing import write_index
+from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from n2n_dist.images.image import Image, decode
-from n2n_dist.data.remote import File, Unavailable
+from n2n_dist.shards.cache import File, Unavailable
 from n2n_dist.errors import Refusal
 
 MEMBERS = ".index.json"

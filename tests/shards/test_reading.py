@@ -9,11 +9,11 @@ import pytest
 from images import random_pixels
 from tars import png, read_whole, write_tar
 
-from n2n_dist.data import members
+from n2n_dist.shards import reading
 from n2n_dist.images.image import encode
-from n2n_dist.data.indexing import write_index
-from n2n_dist.data.members import read_pixels
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.indexing import write_index
+from n2n_dist.shards.reading import read_pixels
+from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 
 
@@ -123,7 +123,7 @@ def test_values_that_are_not_finite_are_refused_where_they_are_read(tmp_path: Pa
 def test_a_tar_that_is_replaced_is_noticed_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_place: bool
 ) -> None:
-    monkeypatch.setattr(members, "TRUSTED", 0.0)
+    monkeypatch.setattr(reading, "TRUSTED", 0.0)
     tars = []
     for name, value in (("s", 7), ("other", 200)):
         write_tar(tmp_path / name / "a.tar", [("a.npy", encode(np.full((8, 8, 1), value, np.uint8), ".npy"))])
@@ -133,7 +133,7 @@ def test_a_tar_that_is_replaced_is_noticed_while_it_is_read(
     read = []
     for _ in range(2):
         tar, sample = index.sample(0)
-        read.append(members.read_window(tar, sample, sample.captures[0], (0, 0, 8, 8)).max())
+        read.append(reading.read_window(tar, sample, sample.captures[0], (0, 0, 8, 8)).max())
         if in_place:
             tars[0].write_bytes(tars[1].read_bytes())
         elif tars[1].exists():
@@ -144,14 +144,14 @@ def test_a_tar_that_is_replaced_is_noticed_while_it_is_read(
 def test_a_tar_of_another_layout_in_its_place_is_refused_while_it_is_read(
     make_shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(members, "TRUSTED", 0.0)
+    monkeypatch.setattr(reading, "TRUSTED", 0.0)
     index = Index([make_shards(2)])
     tar, sample = index.sample(1)
-    before = members.read_window(tar, sample, sample.captures[0], (0, 0, 8, 8))
+    before = reading.read_window(tar, sample, sample.captures[0], (0, 0, 8, 8))
     write_tar(tmp_path / "other.tar", [("a.json", b"{}"), ("a.npy", encode(np.zeros((900, 90, 3), np.uint8), ".npy"))])
     (tmp_path / "other.tar").replace(tar)
     # what was described before the change is read from the tar of then
-    np.testing.assert_array_equal(members.read_window(tar, sample, sample.captures[0], (0, 0, 8, 8)), before)
+    np.testing.assert_array_equal(reading.read_window(tar, sample, sample.captures[0], (0, 0, 8, 8)), before)
     for _ in range(2):
         with pytest.raises(Refusal, match=f"{tar}: is not the tar that was indexed"):
             index.sample(1)
@@ -160,7 +160,7 @@ def test_a_tar_of_another_layout_in_its_place_is_refused_while_it_is_read(
 def test_a_tar_that_cannot_be_opened_for_a_moment_is_refused_and_then_read(
     make_shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(members, "TRUSTED", 0.0)
+    monkeypatch.setattr(reading, "TRUSTED", 0.0)
     index = Index([make_shards(2)])
     read_whole(index, 0)
     shutil.copy(index.paths[0], tmp_path / "copy.tar")
@@ -184,7 +184,7 @@ def test_reading_does_not_ask_for_the_file_each_time(tmp_path: Path, monkeypatch
     asked: list[str] = []
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda path, **named: (asked.append(str(path)), stat(path, **named))[1])
-    monkeypatch.setattr(members.time, "monotonic", lambda: 0.0)  # no time passes
+    monkeypatch.setattr(reading.time, "monotonic", lambda: 0.0)  # no time passes
     for _ in range(20):
         read_whole(index, 0)
     assert not [path for path in asked if path.endswith((".tar", ".json"))]

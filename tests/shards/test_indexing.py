@@ -16,9 +16,9 @@ from images import big_png, big_tiff, random_pixels
 from tars import png, read_whole, write_tar
 
 from n2n_dist.images.image import encode, write_image
-from n2n_dist.data.indexing import verify, write_index
-from n2n_dist.data.members import read_pixels
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.indexing import verify, write_index
+from n2n_dist.shards.reading import read_pixels
+from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 
 

@@ -6,7 +6,7 @@ tar written by others is one capture. Beside `NAME.tar` stands `NAME.index.json`
 member, read only when a sample of that shard is; `index.json` lists the shards. A folder of shards may lie on this
 machine or behind a URL.
 
-How members are read is in `n2n_dist.data.members`.
+How members are read is in `n2n_dist.shards.reading`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from n2n_dist.data.members import MEMBERS, Sample, records, reindex
-from n2n_dist.data.remote import GIB, Cache, File, RemoteFile
+from n2n_dist.shards.reading import MEMBERS, Sample, records, reindex
+from n2n_dist.shards.cache import GIB, Cache, File, RemoteFile
 from n2n_dist.errors import Refusal
 
 INDEX = "index.json"

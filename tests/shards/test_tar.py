@@ -11,8 +11,8 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from n2n_dist.data import tar as module
-from n2n_dist.data.tar import TarWriter
+from n2n_dist.shards import tar as module
+from n2n_dist.shards.tar import TarWriter
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/.\0"), min_size=1, max_size=120)
 SAMPLES = st.dictionaries(NAMES, st.lists(st.binary(max_size=1500), min_size=1, max_size=3), max_size=12)

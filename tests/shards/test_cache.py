@@ -22,8 +22,8 @@ from n2n_dist.data.dataset import Batch, CropDataset, DataSettings, RankOrder, o
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.data.prefetch import Prefetcher
-from n2n_dist.data.remote import TRIES, Cache, RemoteFile, Unavailable, location
-from n2n_dist.data.shard import Index
+from n2n_dist.shards.cache import TRIES, Cache, RemoteFile, Unavailable, location
+from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 
 SHORT = 1.0
@@ -219,7 +219,7 @@ def test_a_copy_of_another_size_is_fetched_again(files: Path, cache: Cache) -> N
 def started(file: RemoteFile) -> subprocess.Popen:
     """Fetch a file in a process of its own."""
     program = (
-        "import sys; from pathlib import Path; from n2n_dist.data.remote import Cache, RemoteFile; "
+        "import sys; from pathlib import Path; from n2n_dist.shards.cache import Cache, RemoteFile; "
         f"cache = Cache(Path({str(file.cache.folder)!r}), timeout={file.cache.timeout}); "
         f"cache.fetch(RemoteFile({file.url!r}, {file.bytes}, {file.sha256!r}, cache))"
     )
