@@ -18,7 +18,7 @@ from n2n_dist.config import IDENTITY, Config, load
 from n2n_dist.data.build import build
 from n2n_dist.images.image import write_image
 from n2n_dist.data.plan import Options
-from n2n_dist.data.scenes import Grouping
+from n2n_dist.scenes import Grouping
 from n2n_dist.errors import Refusal
 from n2n_dist.estimand import expectation
 from n2n_dist.noise.models import MODELS, Bernoulli, Gaussian, NoNoise, Poisson, PoissonGaussian

@@ -20,7 +20,7 @@ from n2n_dist.data.build import build
 from n2n_dist.data.cut import SourceFile, Tile, cut
 from n2n_dist.images.image import find_images, read_image, write_image
 from n2n_dist.data.plan import Options
-from n2n_dist.data.scenes import Grouping, find_scenes
+from n2n_dist.scenes import Grouping, find_scenes
 from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 

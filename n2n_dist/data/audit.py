@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from n2n_dist.data import registration, statistics
+from n2n_dist.measure import noise_estimation
+from n2n_dist.measure import registration
 from n2n_dist.data.audit_findings import find
 from n2n_dist.data.audit_page import draw, table
 from n2n_dist.data.audit_results import Audit, Noise, Pair
@@ -25,12 +26,12 @@ from n2n_dist.shards.reading import Sample, read_pixels
 from n2n_dist.data.plan import VALIDATION
 from n2n_dist.shards.cache import File
 from n2n_dist.shards.index import INDEX, Index
-from n2n_dist.data.statistics import Blocks
+from n2n_dist.measure.noise_estimation import Blocks
 from n2n_dist.errors import Refusal
 
 SAMPLES = 256
 """Tiles that are measured: of 256 x 256 pixels, 65,000 blocks, so that a noise level is good to one per cent."""
-SMALLEST = 2 * statistics.BLOCK
+SMALLEST = 2 * noise_estimation.BLOCK
 """Smallest height and width of a tile that is measured, in pixels."""
 CLIPPED_BLOCK = 0.01
 """A block with a larger share of clipped pixels has another mean and variance than its scene."""
@@ -117,7 +118,7 @@ def _describe(result: Audit, index: Index, changed: Sequence[Path]) -> np.ndarra
 
 def _find_ends(result: Audit, tiles: Sequence[tuple[File, Sample]]) -> dict[int, tuple[float, float]]:
     """Return the values at which each channel is clipped, infinite where it is not."""
-    extremes: dict[int, statistics.Extremes] = {}
+    extremes: dict[int, noise_estimation.Extremes] = {}
     for tar, sample in tiles:
         try:
             captures = _read(tar, sample)
@@ -126,7 +127,7 @@ def _find_ends(result: Audit, tiles: Sequence[tuple[File, Sample]]) -> dict[int,
             continue
         for planes in captures:
             for channel, plane in enumerate(planes):
-                extremes.setdefault(channel, statistics.Extremes()).add(plane)
+                extremes.setdefault(channel, noise_estimation.Extremes()).add(plane)
     ends = {}
     total = sum(one.total for one in extremes.values())
     for channel, one in extremes.items():
@@ -143,7 +144,7 @@ def _find_ends(result: Audit, tiles: Sequence[tuple[File, Sample]]) -> dict[int,
 def _measure(result: Audit, tiles: Sequence[tuple[File, Sample]], ends: dict[int, tuple[float, float]]) -> None:
     of_pairs: list[Blocks] = []
     of_images: list[Blocks] = []
-    pattern = statistics.FixedPattern()
+    pattern = noise_estimation.FixedPattern()
     edges = np.linspace(result.lowest, max(result.highest, np.nextafter(result.lowest, np.inf)), HISTOGRAM + 1)
     histogram = np.zeros(HISTOGRAM, np.int64)
     for scene, members in itertools.groupby(tiles, key=lambda tile: _scene(tile[1].key)):
@@ -159,12 +160,12 @@ def _measure(result: Audit, tiles: Sequence[tuple[File, Sample]], ends: dict[int
                 result.pictures = [captures[0].transpose(1, 2, 0)]
             pattern.add(_origin(sample.key), np.mean(captures, axis=0))
             clipped = [_clipped(planes, ends) for planes in captures]
-            of_images.append(statistics.single_blocks(captures[0], clipped[0]))
+            of_images.append(noise_estimation.single_blocks(captures[0], clipped[0]))
             for number, (first, second) in enumerate(itertools.pairwise(captures)):
                 if np.array_equal(first, second):
                     result.identical.append(scene)
                     continue
-                pair = statistics.pair_blocks(first, second, clipped[number] | clipped[number + 1])
+                pair = noise_estimation.pair_blocks(first, second, clipped[number] | clipped[number + 1])
                 blocks.setdefault(number, []).append(pair)
                 spectrum = registration.cross_power(first, second)
                 if number not in spectra or spectra[number].shape == spectrum.shape:
@@ -184,12 +185,12 @@ def _measure(result: Audit, tiles: Sequence[tuple[File, Sample]], ends: dict[int
         _measure_noise(result, Blocks.join(of_pairs or of_images), pattern, paired=bool(of_pairs))
 
 
-def _measure_noise(result: Audit, blocks: Blocks, pattern: statistics.FixedPattern, paired: bool) -> None:
+def _measure_noise(result: Audit, blocks: Blocks, pattern: noise_estimation.FixedPattern, paired: bool) -> None:
     blocks = blocks[blocks.clipped <= CLIPPED_BLOCK]
-    brightness, variance, count = statistics.noise_curve(blocks)
+    brightness, variance, count = noise_estimation.noise_curve(blocks)
     if not len(count):
         return
-    line = statistics.fit_noise_line(brightness, variance, count)
+    line = noise_estimation.fit_noise_line(brightness, variance, count)
     level = float(variance.mean())
     result.noise = Noise(
         sigma=float(255 * np.sqrt(level)),
@@ -204,9 +205,9 @@ def _measure_noise(result: Audit, blocks: Blocks, pattern: statistics.FixedPatte
     if np.isfinite(error) and level > 0:
         result.fixed, result.fixed_error = fixed / (max(fixed, 0) + independent), error / level
     if paired and level > 0:
-        shared = statistics.shared_variance(blocks)
+        shared = noise_estimation.shared_variance(blocks)
         result.shared = shared / (max(shared, 0) + level) if np.isfinite(shared) else None
-        result.autocorrelation = statistics.autocorrelation(blocks).tolist()
+        result.autocorrelation = noise_estimation.autocorrelation(blocks).tolist()
 
 
 def _compare(scene: str, number: int, spectrum: np.ndarray, width: int, blocks: Blocks) -> Pair:
@@ -214,7 +215,7 @@ def _compare(scene: str, number: int, spectrum: np.ndarray, width: int, blocks: 
     usable = blocks[blocks.clipped <= CLIPPED_BLOCK]
     usable = usable[usable.roughness <= np.median(usable.roughness)] if len(usable) else usable
     gain, offset, difference, spread = 1.0, 0.0, 0.0, 0.0
-    if len(usable) >= statistics.LEAST:
+    if len(usable) >= noise_estimation.LEAST:
         first, second = usable.means.T
         gain, offset = registration.fit_gain(first, second)
         difference = float(np.sqrt(np.mean(((gain - 1) * first + offset) ** 2)))

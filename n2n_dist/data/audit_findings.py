@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from n2n_dist.data.statistics import SURE
+from n2n_dist.measure.noise_estimation import SURE
 
 if TYPE_CHECKING:
     from n2n_dist.data.audit_results import Audit

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from n2n_dist.data import statistics
+from n2n_dist.measure import noise_estimation
 from n2n_dist.data.audit_findings import Finding
 
 
@@ -55,7 +55,7 @@ class Pair:
     def is_beyond(self, pixels: float) -> bool:
         """Tell whether the shift is above so many pixels, and surely above 0."""
         size = math.hypot(*self.shift)
-        return self.shift_error is not None and size > max(pixels, statistics.SURE * self.shift_error)
+        return self.shift_error is not None and size > max(pixels, noise_estimation.SURE * self.shift_error)
 
     @property
     def displaced(self) -> bool:

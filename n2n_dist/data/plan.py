@@ -16,7 +16,7 @@ from pathlib import Path
 from n2n_dist.images.image import find_images
 from n2n_dist.shards.indexing import write_json
 from n2n_dist.data.order import permutation
-from n2n_dist.data.scenes import Frame, Grouping, Scene, find_scenes
+from n2n_dist.scenes import Frame, Grouping, Scene, find_scenes
 from n2n_dist.shards.index import INDEX
 from n2n_dist.errors import Refusal
 

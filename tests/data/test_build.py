@@ -22,7 +22,7 @@ from n2n_dist.images.image import Image, write_frames, write_image
 from n2n_dist.shards.indexing import verify, write_index
 from n2n_dist.shards.reading import read_pixels
 from n2n_dist.data.plan import SHARDS, VALIDATION, Options, read_plan
-from n2n_dist.data.scenes import Grouping
+from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 

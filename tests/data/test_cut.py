@@ -8,7 +8,7 @@ from images import random_pixels
 from n2n_dist.data.cut import SourceFile, cut
 from n2n_dist.images.image import write_image
 from n2n_dist.data.plan import Options
-from n2n_dist.data.scenes import Frame, Scene
+from n2n_dist.scenes import Frame, Scene
 
 
 def test_tiles_of_a_scene_and_its_reference_are_members_in_a_fixed_order(tmp_path: Path) -> None:

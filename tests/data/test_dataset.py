@@ -29,7 +29,7 @@ from n2n_dist.data.loader import make_loader
 from n2n_dist.shards.reading import read_pixels
 from n2n_dist.data.order import Order
 from n2n_dist.data.plan import Options
-from n2n_dist.data.scenes import Grouping
+from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 from n2n_dist import rng

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from n2n_dist.data.plan import SHARDS, VALIDATION, Options, group_scenes, origins, parse_part
-from n2n_dist.data.scenes import Frame, Scene
+from n2n_dist.scenes import Frame, Scene
 from n2n_dist.errors import Refusal
 
 SIZES = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=60)

@@ -10,7 +10,7 @@ from n2n_dist.data.build import build
 from n2n_dist.data.dataset import DataSettings
 from n2n_dist.images.image import write_image
 from n2n_dist.data.plan import Options
-from n2n_dist.data.scenes import Grouping
+from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.models.resunet import ModelSettings, ResUNet

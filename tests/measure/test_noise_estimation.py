@@ -5,8 +5,8 @@ from hypothesis import strategies
 from hypothesis.extra import numpy as arrays
 from images import smooth_scene
 
-from n2n_dist.data import statistics
-from n2n_dist.data.statistics import (
+from n2n_dist.measure import noise_estimation
+from n2n_dist.measure.noise_estimation import (
     BLOCK,
     Blocks,
     Extremes,
@@ -144,9 +144,9 @@ def test_extremes_count_as_if_all_values_were_kept(values: np.ndarray) -> None:
         extremes.add(part.reshape(5, 8))
     found, counts = np.unique(values, return_counts=True)
     assert extremes.range == (found[0], found[-1])
-    near = statistics.EXTREMES
+    near = noise_estimation.EXTREMES
     for share, ends in zip(extremes.clipped(), (counts[:near], counts[::-1][:near]), strict=True):
-        piled = len(ends) > 1 and ends[0] > statistics.PILE_UP * ends[1:].mean()
+        piled = len(ends) > 1 and ends[0] > noise_estimation.PILE_UP * ends[1:].mean()
         assert share == (ends[0] / values.size if piled else 0)
 
 

@@ -6,7 +6,7 @@ import pytest
 from images import random_pixels
 
 from n2n_dist.images.image import write_frames
-from n2n_dist.data.scenes import Frame, Grouping, find_scenes
+from n2n_dist.scenes import Frame, Grouping, find_scenes
 from n2n_dist.errors import Refusal
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies
 from images import shifted, smooth_scene
 
-from n2n_dist.data.registration import cross_power, find_shift, fit_gain
+from n2n_dist.measure.registration import cross_power, find_shift, fit_gain
 
 SIZE = 160
 MARGIN = 16
