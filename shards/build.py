@@ -15,9 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from n2n_dist.data.build import build, merge
+from n2n_dist.building.build import build, merge
 from n2n_dist.shards.indexing import verify, write_index
-from n2n_dist.data.plan import VALIDATION, Options, Report, parse_part, unfinished
+from n2n_dist.building.plan import VALIDATION, Options, Report, parse_part, unfinished
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import read_index
 from n2n_dist.errors import Refusal, run_command

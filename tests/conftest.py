@@ -11,9 +11,9 @@ import pytest
 import torch
 from images import random_pixels
 
-from n2n_dist.data.build import build
+from n2n_dist.building.build import build
 from n2n_dist.images.image import write_image
-from n2n_dist.data.plan import Options
+from n2n_dist.building.plan import Options
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.models.weights import save_model
 
@@ -53,7 +53,7 @@ def write_images(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_shards(tmp_path: Path, write_images: Callable[..., Path]) -> Callable[..., Path]:
-    """Build shards of random images; `options` are those of `n2n_dist.data.build`."""
+    """Build shards of random images; `options` are those of `n2n_dist.building.build`."""
 
     def make(count: int = 6, name: str = "shards", size: tuple[int, ...] = (40, 36, 3), **options: object) -> Path:
         source = write_images(*(f"{number}.png" for number in range(count)), size=size, folder=f"{name}-images")

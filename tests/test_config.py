@@ -15,9 +15,9 @@ from images import random_pixels
 
 from n2n_dist import config
 from n2n_dist.config import IDENTITY, Config, load
-from n2n_dist.data.build import build
+from n2n_dist.building.build import build
 from n2n_dist.images.image import write_image
-from n2n_dist.data.plan import Options
+from n2n_dist.building.plan import Options
 from n2n_dist.scenes import Grouping
 from n2n_dist.errors import Refusal
 from n2n_dist.estimand import expectation

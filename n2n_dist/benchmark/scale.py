@@ -12,8 +12,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from n2n_dist.data.build import build
-from n2n_dist.data.plan import Options
+from n2n_dist.building.build import build
+from n2n_dist.building.plan import Options
 from n2n_dist.shards.index import FORMAT, INDEX, Shard
 
 SHARDS = 200, 4000

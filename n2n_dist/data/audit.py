@@ -23,7 +23,7 @@ from n2n_dist.data.audit_page import draw, table
 from n2n_dist.data.audit_results import Audit, Noise, Pair
 from n2n_dist.shards.indexing import differing
 from n2n_dist.shards.reading import Sample, read_pixels
-from n2n_dist.data.plan import VALIDATION
+from n2n_dist.building.plan import VALIDATION
 from n2n_dist.shards.cache import File
 from n2n_dist.shards.index import INDEX, Index
 from n2n_dist.measure.noise_estimation import Blocks

@@ -21,9 +21,9 @@ from n2n_dist.benchmark.gap import (
     table,
 )
 from n2n_dist.config import load
-from n2n_dist.data.build import build
+from n2n_dist.building.build import build
 from n2n_dist.images.image import write_image
-from n2n_dist.data.plan import Options
+from n2n_dist.building.plan import Options
 from n2n_dist.scenes import Grouping
 from n2n_dist.errors import Refusal
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet

@@ -10,10 +10,10 @@ from images import shifted, smooth_scene
 from processes import ROOT, run
 
 from n2n_dist.data.audit import Audit, audit, report
-from n2n_dist.data.build import build
+from n2n_dist.building.build import build
 from n2n_dist.images.image import write_image
 from n2n_dist.shards.indexing import write_index
-from n2n_dist.data.plan import Options
+from n2n_dist.building.plan import Options
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal

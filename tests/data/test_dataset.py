@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from images import random_pixels
 
 from n2n_dist.shards import reading
-from n2n_dist.data.build import build
+from n2n_dist.building.build import build
 from n2n_dist.data.dataset import (
     SOURCES,
     Batch,
@@ -28,7 +28,7 @@ from n2n_dist.shards.indexing import write_index
 from n2n_dist.data.loader import make_loader
 from n2n_dist.shards.reading import read_pixels
 from n2n_dist.data.order import Order
-from n2n_dist.data.plan import Options
+from n2n_dist.building.plan import Options
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal

@@ -15,9 +15,9 @@ from documents import SHORT, checkout, commands
 from images import random_pixels
 
 import n2n_dist
-from n2n_dist.data.build import build
+from n2n_dist.building.build import build
 from n2n_dist.images.image import write_image
-from n2n_dist.data.plan import BUILDING, Options
+from n2n_dist.building.plan import BUILDING, Options
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,10 +6,10 @@ import processes
 import pytest
 import torch
 
-from n2n_dist.data.build import build
+from n2n_dist.building.build import build
 from n2n_dist.data.dataset import DataSettings
 from n2n_dist.images.image import write_image
-from n2n_dist.data.plan import Options
+from n2n_dist.building.plan import Options
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal

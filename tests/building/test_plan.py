@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from n2n_dist.data.plan import SHARDS, VALIDATION, Options, group_scenes, origins, parse_part
+from n2n_dist.building.plan import SHARDS, VALIDATION, Options, group_scenes, origins, parse_part
 from n2n_dist.scenes import Frame, Scene
 from n2n_dist.errors import Refusal
 

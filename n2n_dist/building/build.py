@@ -1,6 +1,6 @@
 """Build shards: scenes are cut into tiles, and the tiles dealt over tars, by any number of parts and jobs.
 
-A group of scenes (see `n2n_dist.data.plan`) is the unit of work. Until all are done, they stand in
+A group of scenes (see `n2n_dist.building.plan`) is the unit of work. Until all are done, they stand in
 DESTINATION.partial, and a build that was ended goes on with the groups that are missing.
 
 Jobs are threads: the libraries that decode, encode, digest and write let other threads run meanwhile.
@@ -18,11 +18,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from n2n_dist.data.cut import SourceFile, Tile, cut
+from n2n_dist.building.tiles import SourceFile, Tile, cut
 from n2n_dist.shards.indexing import list_members, sync, write_json, write_list
 from n2n_dist.shards.reading import Sample
 from n2n_dist.data.order import permutation
-from n2n_dist.data.plan import BUILDING, PLAN, Group, Options, Report, make_plan, read_plan, working_folder
+from n2n_dist.building.plan import BUILDING, PLAN, Group, Options, Report, make_plan, read_plan, working_folder
 from n2n_dist.shards.index import INDEX, Shard, check_tar
 from n2n_dist.shards.tar import TarWriter
 from n2n_dist.errors import Refusal

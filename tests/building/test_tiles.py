@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from images import random_pixels
 
-from n2n_dist.data.cut import SourceFile, cut
+from n2n_dist.building.tiles import SourceFile, cut
 from n2n_dist.images.image import write_image
-from n2n_dist.data.plan import Options
+from n2n_dist.building.plan import Options
 from n2n_dist.scenes import Frame, Scene
 
 

@@ -16,12 +16,12 @@ import webdataset
 from images import random_pixels
 from processes import ROOT
 
-from n2n_dist.data import cut
-from n2n_dist.data.build import build, merge
+from n2n_dist.building import tiles
+from n2n_dist.building.build import build, merge
 from n2n_dist.images.image import Image, write_frames, write_image
 from n2n_dist.shards.indexing import verify, write_index
 from n2n_dist.shards.reading import read_pixels
-from n2n_dist.data.plan import SHARDS, VALIDATION, Options, read_plan
+from n2n_dist.building.plan import SHARDS, VALIDATION, Options, read_plan
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
@@ -277,8 +277,9 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from n2n_dist.shards import tar
-from n2n_dist.data import build, cut
-from n2n_dist.data.plan import Options
+from n2n_dist.building import tiles
+from n2n_dist.building import build
+from n2n_dist.building.plan import Options
 
 source, folder = map(Path, sys.argv[1:])
 options = Options(tile=16, shard_samples=2, holdout=2)
@@ -295,7 +296,7 @@ def counted(function):
 
 os.fsync = lambda descriptor: None  # a kill loses nothing that was written
 Path.replace, Path.rename = counted(Path.replace), counted(Path.rename)
-cut.encode, tar.TarWriter.finish = counted(cut.encode), counted(tar.TarWriter.finish)
+tiles.encode, tar.TarWriter.finish = counted(tiles.encode), counted(tar.TarWriter.finish)
 build.list_members, build.sync = counted(build.list_members), counted(build.sync)
 build.shutil.rmtree, Path.unlink = counted(build.shutil.rmtree), counted(Path.unlink)
 
@@ -418,27 +419,27 @@ def test_a_reason_is_given_once_with_the_number_of_files(tmp_path: Path) -> None
 def test_a_file_of_many_scenes_is_read_once_by_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_frames(tmp_path / "in" / "a.tif", [random_pixels((20, 24, 1), np.uint16, n) for n in range(30)])
     read: list[Path] = []
-    frames = cut.read_frames
+    frames = tiles.read_frames
 
     def slow(path: Path, *arguments: Any) -> list[Image]:
         read.append(path)
         time.sleep(0.05)
         return frames(path, *arguments)
 
-    monkeypatch.setattr(cut, "read_frames", slow)
+    monkeypatch.setattr(tiles, "read_frames", slow)
     report = build(tmp_path / "in", tmp_path / "out", Options(), jobs=4)
     assert (report.scenes, len(read)) == (30, 1)
 
 
 def test_jobs_read_images_at_the_same_time(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(3, timeout=30)
-    frames = cut.read_frames
+    frames = tiles.read_frames
 
     def wait(*arguments: Any) -> list[Image]:
         together.wait()  # twelve files: four times three
         return frames(*arguments)
 
-    monkeypatch.setattr(cut, "read_frames", wait)
+    monkeypatch.setattr(tiles, "read_frames", wait)
     assert build(photos, tmp_path / "out", Options(), jobs=3, warn=silent).scenes == 11
 
 
