@@ -7,7 +7,7 @@ python shards/audit.py shards/mine --output reports/mine
 import argparse
 from pathlib import Path
 
-from n2n_dist.data.audit import SAMPLES, report
+from n2n_dist.audit.audit import SAMPLES, report
 from n2n_dist.errors import run_command
 
 

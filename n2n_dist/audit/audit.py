@@ -18,9 +18,9 @@ import numpy as np
 
 from n2n_dist.measure import noise_estimation
 from n2n_dist.measure import registration
-from n2n_dist.data.audit_findings import find
-from n2n_dist.data.audit_page import draw, table
-from n2n_dist.data.audit_results import Audit, Noise, Pair
+from n2n_dist.audit.findings import find
+from n2n_dist.audit.page import draw, table
+from n2n_dist.audit.results import Audit, Noise, Pair
 from n2n_dist.shards.indexing import differing
 from n2n_dist.shards.reading import Sample, read_pixels
 from n2n_dist.building.plan import VALIDATION

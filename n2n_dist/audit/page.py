@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2n_dist.data.audit_findings import DIFFERENCE, HARMS, SHIFT, Finding
+from n2n_dist.audit.findings import DIFFERENCE, HARMS, SHIFT, Finding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
-    from n2n_dist.data.audit_results import Audit
+    from n2n_dist.audit.results import Audit
 
 WIDTH = 100
 """Characters of a line of the table."""

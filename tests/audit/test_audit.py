@@ -9,7 +9,7 @@ import pytest
 from images import shifted, smooth_scene
 from processes import ROOT, run
 
-from n2n_dist.data.audit import Audit, audit, report
+from n2n_dist.audit.audit import Audit, audit, report
 from n2n_dist.building.build import build
 from n2n_dist.images.image import write_image
 from n2n_dist.shards.indexing import write_index

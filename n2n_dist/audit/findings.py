@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from n2n_dist.measure.noise_estimation import SURE
 
 if TYPE_CHECKING:
-    from n2n_dist.data.audit_results import Audit
+    from n2n_dist.audit.results import Audit
 
 HARMS = "harms"
 NOTE = "note"
