@@ -22,7 +22,7 @@ import torch
 from n2n_dist.errors import Refusal, run_command
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.training import checkpoint_files
-from n2n_dist.training.backend import Backend, plan_batch
+from n2n_dist.distributed.backend import Backend, plan_batch
 from n2n_dist.training.checkpoint import Checkpoints, CheckpointSettings
 from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.optim import OptimSettings, make_optimizer, update_ema

@@ -28,11 +28,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from n2n_dist.errors import Failure, Refusal, run_command
 from n2n_dist.models.weights import BEST, trained_steps
 from n2n_dist.training import checkpoint_files as files
-from n2n_dist.training.backend import Backend
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.training.checkpoint_files import Manifest, Progress
 from n2n_dist.training.inspect_checkpoints import main
-from n2n_dist.training.watchdog import lost_process
-from n2n_dist.training.zero import MOMENTS
+from n2n_dist.distributed.watchdog import lost_process
+from n2n_dist.distributed.zero import MOMENTS
 
 T = TypeVar("T")
 

@@ -34,7 +34,7 @@ from n2n_dist.errors import Refusal, one_line
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import save_model
 from n2n_dist.pairs import PairSettings
-from n2n_dist.training.watchdog import lost_process
+from n2n_dist.distributed.watchdog import lost_process
 
 MANIFEST = "manifest.json"
 FORMAT = 6

@@ -15,7 +15,7 @@ import n2n_dist
 from n2n_dist.data.dataset import CropDataset, RankOrder, is_tolerated
 from n2n_dist.errors import Refusal
 from n2n_dist.models.weights import BEST, LAST
-from n2n_dist.training.backend import Backend
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.training.checkpoint_files import Progress, describe_differences
 from n2n_dist.training.owner import OWNER
 from n2n_dist.training.tracking import Window

@@ -22,7 +22,7 @@ from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, decibels, psnr, ssim, unb
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist import rng
 from n2n_dist.noise.models import Noise, NoNoise
-from n2n_dist.training.backend import Backend
+from n2n_dist.distributed.backend import Backend
 
 SMALLEST = 32
 """Least height and width of an image that LPIPS can measure, in pixels."""

@@ -9,7 +9,7 @@ import torch
 from n2n_dist.config import load
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist.training import checkpoint_files
-from n2n_dist.training.zero import MOMENTS
+from n2n_dist.distributed.zero import MOMENTS
 
 STEPS, PART, BATCH = 20, 5, 8
 SETTINGS = (f"train.steps={STEPS}", f"checkpoint.every={PART}")

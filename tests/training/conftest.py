@@ -5,7 +5,7 @@ import processes
 import pytest
 import torch
 
-from n2n_dist.training.backend import Backend, plan_batch
+from n2n_dist.distributed.backend import Backend, plan_batch
 
 
 @pytest.fixture(scope="session")

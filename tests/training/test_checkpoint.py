@@ -17,7 +17,7 @@ from n2n_dist.errors import Failure, Refusal
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import load_model, trained_steps
 from n2n_dist.training import checkpoint_files
-from n2n_dist.training.backend import Backend
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.training.checkpoint import Checkpoints, CheckpointSettings
 from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.optim import OptimSettings, make_optimizer

@@ -13,7 +13,7 @@ from n2n_dist.data.order import Order
 from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.training import checks
-from n2n_dist.training.backend import Backend
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.training.checkpoint_files import Progress
 from n2n_dist.training.checks import check_damage, check_finite, check_machines, other_software
 from n2n_dist.training.owner import OWNER

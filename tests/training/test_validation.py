@@ -15,7 +15,7 @@ from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.noise.models import Bernoulli, Gaussian, NoNoise, Poisson
-from n2n_dist.training.backend import Backend
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.training.validation import ValidateSettings, Validation, selection_score
 
 DEMO = processes.ROOT / "shards/demo/validation"

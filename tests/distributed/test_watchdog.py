@@ -3,7 +3,7 @@
 import pytest
 import torch.distributed as dist
 
-from n2n_dist.training.watchdog import lost_process
+from n2n_dist.distributed.watchdog import lost_process
 
 
 @pytest.mark.parametrize(

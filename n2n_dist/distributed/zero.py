@@ -11,7 +11,7 @@ import torch
 from n2n_dist.devices import use_gpu
 
 if TYPE_CHECKING:
-    from n2n_dist.training.backend import BatchPlan
+    from n2n_dist.distributed.backend import BatchPlan
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of every parameter, besides the number of its steps."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from n2n_dist.errors import Failure, Refusal
-from n2n_dist.training.backend import Backend, BatchPlan, plan_batch
+from n2n_dist.distributed.backend import Backend, BatchPlan, plan_batch
 
 
 def planned(world: int, batch: int, largest: int | None) -> BatchPlan:

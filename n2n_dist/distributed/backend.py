@@ -22,8 +22,8 @@ from torch import nn
 
 from n2n_dist.devices import autocast, set_threads, use_gpu
 from n2n_dist.errors import Failure, Refusal
-from n2n_dist.training import zero
-from n2n_dist.training.watchdog import MARGIN_SECONDS, Watchdog
+from n2n_dist.distributed import zero
+from n2n_dist.distributed.watchdog import MARGIN_SECONDS, Watchdog
 
 T = TypeVar("T")
 BUCKET_MB = 4
