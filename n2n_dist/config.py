@@ -18,8 +18,8 @@ from n2n_dist.models.resunet import ModelSettings
 from n2n_dist.noise.models import MODELS, Noise
 from n2n_dist.objective import LossSettings, check_objective
 from n2n_dist.pairs import PairSettings
-from n2n_dist.training.checkpoint import CheckpointSettings
-from n2n_dist.training.checkpoint_files import describe_differences
+from n2n_dist.checkpoint.manager import CheckpointSettings
+from n2n_dist.checkpoint.format import describe_differences
 from n2n_dist.train import RunSettings
 from n2n_dist.training.optim import OptimSettings
 from n2n_dist.training.precision import TrainSettings

@@ -14,7 +14,7 @@ from n2n_dist.shards.index import Index
 from n2n_dist.estimand import expectation
 from n2n_dist.models.weights import find_weights
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.training.checkpoint_files import Progress
+from n2n_dist.checkpoint.format import Progress
 from n2n_dist.training.tracking import duration, memory_bytes
 from n2n_dist.training.validation import Validation
 

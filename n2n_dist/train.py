@@ -26,11 +26,11 @@ from n2n_dist.objective import losses, what_to_read
 from n2n_dist.pairs import noisy_pair
 from n2n_dist import report
 from n2n_dist.distributed.backend import Backend, plan_batch
-from n2n_dist.training.checkpoint import Checkpoints
-from n2n_dist.training.checkpoint_files import Progress, describe_differences
+from n2n_dist.checkpoint.manager import Checkpoints
+from n2n_dist.checkpoint.format import Progress, describe_differences
 from n2n_dist.training.checks import check_continuation, check_damage, check_finite, check_machines
 from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
-from n2n_dist.training.owner import Owner
+from n2n_dist.checkpoint.run_folder import Owner
 from n2n_dist.training.precision import arrange, autocast_type, memory_format
 from n2n_dist.training.tracking import OwnTime, Stragglers, Tracker, Window, memory_bytes
 from n2n_dist.training.validation import Validation, selection_score

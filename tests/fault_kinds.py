@@ -17,8 +17,8 @@ from fault_rounds import EVERY, STEPS, Round, Skipped, Start, expect
 from n2n_dist.data.order import Order
 from n2n_dist.shards.index import Index
 from n2n_dist.signals import ECHO_SECONDS, MARKER, SIGNALS
-from n2n_dist.training.checkpoint_files import read_manifest
-from n2n_dist.training.owner import OWNER, STALE_SECONDS
+from n2n_dist.checkpoint.format import read_manifest
+from n2n_dist.checkpoint.run_folder import OWNER, STALE_SECONDS
 
 
 def moment_of_a_save(round_: Round, run: Start) -> bool:

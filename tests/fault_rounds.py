@@ -17,7 +17,7 @@ import processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from n2n_dist.signals import MARKER
-from n2n_dist.training.owner import OWNER
+from n2n_dist.checkpoint.run_folder import OWNER
 
 STEPS, EVERY = 24, 6
 SETTINGS = (

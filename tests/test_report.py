@@ -11,7 +11,7 @@ from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
 from n2n_dist import report
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.training.checkpoint_files import Progress
+from n2n_dist.checkpoint.format import Progress
 from n2n_dist.training.validation import Validation
 
 

@@ -18,10 +18,10 @@ from n2n_dist.errors import Refusal
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist.models.weights import load_model
 from n2n_dist import train
-from n2n_dist.training import checkpoint_files
-from n2n_dist.training.checkpoint_files import Progress
+from n2n_dist.checkpoint import format
+from n2n_dist.checkpoint.format import Progress
 from n2n_dist.train import train
-from n2n_dist.training.owner import OWNER
+from n2n_dist.checkpoint.run_folder import OWNER
 
 STEPS = 4
 
@@ -99,7 +99,7 @@ def test_a_refused_run_holds_its_folder_until_its_last_checkpoint_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[bool] = []
-    refused, commit = threading.Event(), checkpoint_files.commit
+    refused, commit = threading.Event(), format.commit
 
     def slow_commit(*arguments: Any) -> None:
         refused.wait(20)
@@ -113,7 +113,7 @@ def test_a_refused_run_holds_its_folder_until_its_last_checkpoint_is_written(
             raise Refusal("no more")
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(checkpoint_files, "commit", slow_commit)
+    monkeypatch.setattr(format, "commit", slow_commit)
     monkeypatch.setattr(train, "check_finite", refuse_the_second_step)
     monkeypatch.chdir(processes.ROOT)
     settings = [f"run.dir={tmp_path}", "train.steps=3", "checkpoint.every=1", "train.threads=2"]
@@ -121,7 +121,7 @@ def test_a_refused_run_holds_its_folder_until_its_last_checkpoint_is_written(
         train(load(Path("configs/demo.yaml"), [*processes.TINY[1:], *settings]))
     assert held == [True]
     assert not (tmp_path / OWNER).exists()
-    assert [path.name for path in checkpoint_files.committed(tmp_path / "checkpoints")] == ["step-00000001"]
+    assert [path.name for path in format.committed(tmp_path / "checkpoints")] == ["step-00000001"]
 
 
 def test_a_run_continued_in_one_process_ends_with_the_same_bits(interrupted_run: Path, tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ import torch
 
 from n2n_dist.errors import Refusal, run_command
 from n2n_dist.models.resunet import ModelSettings, ResUNet
-from n2n_dist.training import checkpoint_files
+from n2n_dist.checkpoint import format
 from n2n_dist.distributed.backend import Backend, plan_batch
-from n2n_dist.training.checkpoint import Checkpoints, CheckpointSettings
-from n2n_dist.training.checkpoint_files import Progress
+from n2n_dist.checkpoint.manager import Checkpoints, CheckpointSettings
+from n2n_dist.checkpoint.format import Progress
 from n2n_dist.training.optim import OptimSettings, make_optimizer, update_ema
 
 LAUNCHES = (("cpu", 1), ("cpu", 2), ("zero1", 2), ("zero2", 2))
@@ -132,7 +132,7 @@ def measure(name: str, run_dir: Path, rounds: int) -> None:
         checkpoints.load(path, network, ema, again, there)
         times["load"].append(time.perf_counter() - start)
         file = next(path.glob(f"__{backend.rank}_*"))
-        times["digest"].append(_seconds(lambda file=file: checkpoint_files.sha256(file)))  # type: ignore[misc]
+        times["digest"].append(_seconds(lambda file=file: format.sha256(file)))  # type: ignore[misc]
     size = file.stat().st_size
     sizes = backend.agree(None, (size, checkpoints.staged_bytes))
     if backend.main:

@@ -16,8 +16,8 @@ from n2n_dist.data.dataset import CropDataset, RankOrder, is_tolerated
 from n2n_dist.errors import Refusal
 from n2n_dist.models.weights import BEST, LAST
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.training.checkpoint_files import Progress, describe_differences
-from n2n_dist.training.owner import OWNER
+from n2n_dist.checkpoint.format import Progress, describe_differences
+from n2n_dist.checkpoint.run_folder import OWNER
 from n2n_dist.training.tracking import Window
 
 SHARED_SECONDS = 20.0

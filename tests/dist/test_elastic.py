@@ -8,7 +8,7 @@ import torch
 
 from n2n_dist.config import load
 from n2n_dist.models.resunet import ResUNet
-from n2n_dist.training import checkpoint_files
+from n2n_dist.checkpoint import format
 from n2n_dist.distributed.zero import MOMENTS
 
 STEPS, PART, BATCH = 20, 5, 8
@@ -42,9 +42,9 @@ def state(run_dir: Path) -> dict[str, torch.Tensor]:
     """Read the last checkpoint as one process does, whoever wrote it."""
     config = load(run_dir / "config.yaml")
     model = ResUNet(config.model, config.data.crop)
-    named = checkpoint_files.named_tensors(model, model, lambda parameter: dict.fromkeys(MOMENTS, parameter))
+    named = format.named_tensors(model, model, lambda parameter: dict.fromkeys(MOMENTS, parameter))
     tensors = {name: torch.zeros_like(tensor) for name, tensor in named}
-    checkpoint_files.load(checkpoint_files.committed(run_dir / "checkpoints")[0], tensors)
+    format.load(format.committed(run_dir / "checkpoints")[0], tensors)
     return tensors
 
 

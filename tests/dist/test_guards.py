@@ -39,7 +39,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on_later(tmp_path: Path) ->
 
 def test_a_thread_that_hangs_in_a_save_ends_the_run_at_the_next_one(tmp_path: Path) -> None:
     settings = (f"run.dir={tmp_path}", "train.steps=6", "checkpoint.every=3", "train.timeout=3")
-    hold = processes.Hold("n2n_dist.training.checkpoint_files.sha256", 1, tmp_path / "held", rank=1)
+    hold = processes.Hold("n2n_dist.checkpoint.format.sha256", 1, tmp_path / "held", rank=1)
     with processes.training(*settings, world=2, hold=hold) as running:
         assert running.finish(60).codes == [1, 1]
         said = "".join(running.texts(".err"))

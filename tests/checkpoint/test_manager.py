@@ -16,10 +16,10 @@ import torch
 from n2n_dist.errors import Failure, Refusal
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import load_model, trained_steps
-from n2n_dist.training import checkpoint_files
+from n2n_dist.checkpoint import format
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.training.checkpoint import Checkpoints, CheckpointSettings
-from n2n_dist.training.checkpoint_files import Progress
+from n2n_dist.checkpoint.manager import Checkpoints, CheckpointSettings
+from n2n_dist.checkpoint.format import Progress
 from n2n_dist.training.optim import OptimSettings, make_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -190,7 +190,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_until_someone_looks(
     assert len(said) == 2
 
 
-@pytest.mark.parametrize("count", [f'"format": {checkpoint_files.FORMAT}', f'"network": {NETWORK}'])
+@pytest.mark.parametrize("count", [f'"format": {format.FORMAT}', f'"network": {NETWORK}'])
 def test_one_of_another_version_is_refused_and_left_alone(checkpoints: Checkpoints, parts: tuple, count: str) -> None:
     write(checkpoints, *parts, progress(4))
     manifest = checkpoints.folder / "step-00000004" / "manifest.json"
@@ -216,13 +216,13 @@ def test_training_goes_on_while_a_thread_writes_what_was_there_at_the_save(
     parts = trained(0)
     before = {name: tensor.clone() for name, tensor in parts[0].state_dict().items()}
     moment = parts[2].state[parts[0].exit.weight]["exp_avg"].clone()
-    go, commit = threading.Event(), checkpoint_files.commit
-    monkeypatch.setattr(checkpoint_files, "commit", lambda *a: go.wait(20) and commit(*a))
+    go, commit = threading.Event(), format.commit
+    monkeypatch.setattr(format, "commit", lambda *a: go.wait(20) and commit(*a))
     checkpoints.save(*parts, progress(1))
     with torch.no_grad():
         for tensor in (*parts[0].parameters(), parts[2].state[parts[0].exit.weight]["exp_avg"]):
             tensor.zero_()
-    assert not checkpoint_files.committed(checkpoints.folder)
+    assert not format.committed(checkpoints.folder)
     assert checkpoints.busy
     go.set()
     checkpoints.finish()
@@ -238,8 +238,8 @@ def test_the_next_save_waits_and_uses_the_same_memory(
     checkpoints: Checkpoints, parts: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    commit = checkpoint_files.commit
-    monkeypatch.setattr(checkpoint_files, "commit", lambda path, what: (commit(path, what), order.append(path.name)))
+    commit = format.commit
+    monkeypatch.setattr(format, "commit", lambda path, what: (commit(path, what), order.append(path.name)))
     checkpoints.save(*parts, progress(1))
     buffers = {name: buffer.data_ptr() for name, buffer in checkpoints._buffers.items()}
     checkpoints.save(*parts, progress(2))
@@ -257,7 +257,7 @@ def test_what_stops_the_thread_other_than_its_files_is_raised(
     def lose(*_: object) -> None:
         raise RuntimeError("connection closed by peer")
 
-    monkeypatch.setattr(checkpoint_files, "commit", lose)
+    monkeypatch.setattr(format, "commit", lose)
     checkpoints.save(*parts, progress(1))
     with pytest.raises(RuntimeError, match="connection closed by peer"):
         checkpoints.wait()
@@ -488,8 +488,8 @@ def test_a_run_may_be_killed_at_any_moment_of_a_save(
         again.load(path, *loaded, found)
         assert torch.equal(loaded[0].exit.weight, by_step[found.step][0].exit.weight), moment
         assert {path.suffix for path in again.folder.iterdir()} == {""}, moment
-        for path in checkpoint_files.committed(again.folder):
-            checkpoint_files.verify(path, checkpoint_files.read_manifest(path).files)
+        for path in format.committed(again.folder):
+            format.verify(path, format.read_manifest(path).files)
         best = run_dir / "best.safetensors"
         assert trained_steps(best) == found.best_step, moment
         there, here = by_step[found.best_step][1], load_model(best, torch.device("cpu"))

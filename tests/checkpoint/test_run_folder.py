@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from n2n_dist.errors import Refusal
-from n2n_dist.training import owner
-from n2n_dist.training.owner import OWNER, Owner
+from n2n_dist.checkpoint import run_folder
+from n2n_dist.checkpoint.run_folder import OWNER, Owner
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
 def test_a_process_that_died_here_holds_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner, "STALE_SECONDS", 1000)
+    monkeypatch.setattr(run_folder, "STALE_SECONDS", 1000)
     died = multiprocessing.get_context("fork").Process(target=claim_and_die, args=(tmp_path,))
     died.start()
     died.join()
@@ -85,7 +85,7 @@ def test_a_process_that_died_here_holds_nothing(
 
 
 def test_another_process_of_the_same_number_is_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner, "STALE_SECONDS", 1000)
+    monkeypatch.setattr(run_folder, "STALE_SECONDS", 1000)
     left_behind(tmp_path, process_start=1)
     held = Owner(tmp_path)
     held.claim(print)  # at once
@@ -101,7 +101,7 @@ def test_what_gives_no_sign_of_life_is_taken_over_after_a_while(
         (tmp_path / OWNER).write_bytes(content)
     start, held = time.monotonic(), Owner(tmp_path)
     held.claim(print)
-    assert time.monotonic() - start > owner.STALE_SECONDS
+    assert time.monotonic() - start > run_folder.STALE_SECONDS
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2, "before and after the wait"
     assert content is not None or "on far" in said[0]
@@ -114,7 +114,7 @@ def test_what_gives_no_sign_of_life_is_taken_over_after_a_while(
 def test_of_many_that_wait_for_a_dead_run_one_gets_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
 ) -> None:
-    monkeypatch.setattr(owner, "STALE_SECONDS", 1.5)  # of a busy machine
+    monkeypatch.setattr(run_folder, "STALE_SECONDS", 1.5)  # of a busy machine
     for attempt in range(3):
         run_dir = tmp_path / str(attempt)
         left_behind(run_dir, machine="another")
@@ -143,7 +143,7 @@ def test_of_many_that_wait_for_a_dead_run_one_gets_its_folder(
 def test_a_run_that_stood_still_notices_that_it_lost_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner, "HEARTBEAT_SECONDS", 60)
+    monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 60)
     still = Owner(tmp_path)
     still.claim(print)
     other = Owner(tmp_path)

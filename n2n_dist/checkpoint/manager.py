@@ -5,8 +5,8 @@ over the ranks. Each rank copies its share into buffers in its own memory (16 by
 ranks, kept until the run ends; pinned where it computes on a GPU), which is all that the training waits for. On rank 0
 the thread needs another 4 bytes for each parameter while it writes the best weights.
 
-    python -m n2n_dist.training.checkpoint RUN                                     what is there, and is it whole
-    python -m n2n_dist.training.checkpoint RUN --export STEP weights.safetensors   weights for launch/denoise.py
+    python -m n2n_dist.checkpoint.manager RUN                                     what is there, and is it whole
+    python -m n2n_dist.checkpoint.manager RUN --export STEP weights.safetensors   weights for launch/denoise.py
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from n2n_dist.errors import Failure, Refusal, run_command
 from n2n_dist.models.weights import BEST, trained_steps
-from n2n_dist.training import checkpoint_files as files
+from n2n_dist.checkpoint import format as files
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.training.checkpoint_files import Manifest, Progress
-from n2n_dist.training.inspect_checkpoints import main
+from n2n_dist.checkpoint.format import Manifest, Progress
+from n2n_dist.checkpoint.inspect import main
 from n2n_dist.distributed.watchdog import lost_process
 from n2n_dist.distributed.zero import MOMENTS
 

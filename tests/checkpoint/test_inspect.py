@@ -7,8 +7,8 @@ import pytest
 
 from n2n_dist.images.image import read_image, write_image
 from n2n_dist.errors import Refusal
-from n2n_dist.training import checkpoint_files
-from n2n_dist.training.inspect_checkpoints import export, show
+from n2n_dist.checkpoint import format
+from n2n_dist.checkpoint.inspect import export, show
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -79,7 +79,7 @@ def test_what_is_not_good_is_explained_and_left_alone(run_dir: Path, capsys: pyt
     assert contents(run_dir) == before
 
     manifest = folder / "step-00000003" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(f'"format": {checkpoint_files.FORMAT}', '"format": 99'))
+    manifest.write_text(manifest.read_text().replace(f'"format": {format.FORMAT}', '"format": 99'))
     with pytest.raises(Refusal, match=r"is refused, because step-00000003 is of another version of n2n_dist$"):
         show(run_dir)
     said = lines(capsys.readouterr().out)
@@ -98,13 +98,13 @@ def test_what_is_no_checkpoint_or_goes_away_meanwhile_stops_nothing(
 ) -> None:
     folder = run_dir / "checkpoints"
     (folder / "step-notes").write_text("mine")
-    verify = checkpoint_files.verify
+    verify = format.verify
 
     def verify_while_the_run_removes_the_oldest(path: Path, files: dict[str, str]) -> None:
         shutil.rmtree(folder / "step-00000002", ignore_errors=True)
         verify(path, files)
 
-    monkeypatch.setattr(checkpoint_files, "verify", verify_while_the_run_removes_the_oldest)
+    monkeypatch.setattr(format, "verify", verify_while_the_run_removes_the_oldest)
     show(run_dir)
     said = lines(capsys.readouterr().out)
     assert said["step-notes"].endswith("no checkpoint")
@@ -116,7 +116,7 @@ def test_an_exported_checkpoint_denoises(run_dir: Path, tmp_path: Path) -> None:
     export(run_dir, 4, tmp_path / "four.safetensors")
     assert (tmp_path / "four.safetensors").read_bytes() == (run_dir / "last.safetensors").read_bytes()
 
-    module = ("n2n_dist/training/checkpoint.py", run_dir)
+    module = ("n2n_dist/checkpoint/manager.py", run_dir)
     done = processes.run(*module, "--export", 2, tmp_path / "two.safetensors").checked()
     assert f"next: python launch/denoise.py --run {tmp_path / 'two.safetensors'} " in done.out[0]
     noisy = np.random.default_rng(0).integers(0, 256, (40, 36, 3), dtype=np.uint8)
@@ -152,7 +152,7 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_refuses_as_all_others_do(run_dir: Path, tmp_path: Path) -> None:
-    script = "n2n_dist/training/checkpoint.py"
+    script = "n2n_dist/checkpoint/manager.py"
     for arguments, message in (
         ([tmp_path / "nowhere"], "nowhere: no checkpoints there"),
         ([run_dir, "--export", "newest", tmp_path / "a.safetensors"], "--export newest: not a step"),

@@ -7,7 +7,7 @@ import contextlib
 from pathlib import Path
 
 from n2n_dist.errors import Failure, Refusal
-from n2n_dist.training import checkpoint_files as files
+from n2n_dist.checkpoint import format as files
 
 NOT_COMMITTED = {
     ".tmp": "unfinished: being written, or the run died in it",
@@ -102,7 +102,7 @@ def _mebibytes(folder: Path) -> float:
 def main() -> None:
     """Parse the command line and list or export."""
     parser = argparse.ArgumentParser(
-        prog="python -m n2n_dist.training.checkpoint",
+        prog="python -m n2n_dist.checkpoint.manager",
         description="List the checkpoints of a run and verify their bytes, or export one as weights.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
