@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--white", type=float, help="value that means full light (the type's largest)")
     arguments = parser.parse_args()
 
-    from n2n_dist.inference.files import denoise_files
+    from n2n_dist.inference.denoise import denoise_files
 
     denoise_files(arguments.run, arguments.source, arguments.destination, arguments.black, arguments.white)
 

@@ -15,7 +15,7 @@ from n2n_dist.estimand import expectation
 from n2n_dist.models.weights import find_weights
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.checkpoint.format import Progress
-from n2n_dist.training.tracking import duration, memory_bytes
+from n2n_dist.training.curves import duration, memory_bytes
 from n2n_dist.training.validation import Validation
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from n2n_dist.training.checks import check_continuation, check_damage, check_fin
 from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
 from n2n_dist.checkpoint.run_folder import Owner
 from n2n_dist.training.precision import arrange, autocast_type, memory_format
-from n2n_dist.training.tracking import OwnTime, Stragglers, Tracker, Window, memory_bytes
+from n2n_dist.training.curves import OwnTime, Stragglers, Tracker, Window, memory_bytes
 from n2n_dist.training.validation import Validation, selection_score
 from n2n_dist.distributed.watchdog import Watchdog, lost_process
 

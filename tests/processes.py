@@ -47,7 +47,7 @@ WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["n2n_dist.config", "n2n_dist.building.build", "n2n_dist.inference.files", "n2n_dist.inference.evaluate"]
+    ["n2n_dist.config", "n2n_dist.building.build", "n2n_dist.inference.denoise", "n2n_dist.inference.evaluate"]
 )
 
 

@@ -18,7 +18,7 @@ from n2n_dist.models.weights import BEST, LAST
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.checkpoint.format import Progress, describe_differences
 from n2n_dist.checkpoint.run_folder import OWNER
-from n2n_dist.training.tracking import Window
+from n2n_dist.training.curves import Window
 
 SHARED_SECONDS = 20.0
 """How long a file of one machine may take to appear on another: a file server's clients remember what was not there."""

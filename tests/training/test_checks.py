@@ -17,7 +17,7 @@ from n2n_dist.distributed.backend import Backend
 from n2n_dist.checkpoint.format import Progress
 from n2n_dist.training.checks import check_damage, check_finite, check_machines, other_software
 from n2n_dist.checkpoint.run_folder import OWNER
-from n2n_dist.training.tracking import Window
+from n2n_dist.training.curves import Window
 
 
 def progress(bad_samples: int = 0) -> Progress:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from processes import free_port
 
-from n2n_dist.training.tracking import CHARTS
+from n2n_dist.training.curves import CHARTS
 
 TEXT = """
 const found = [];

@@ -10,8 +10,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from n2n_dist.training import tracking
-from n2n_dist.training.tracking import OwnTime, Stragglers, Tracker, Window, memory_bytes
+from n2n_dist.training import curves
+from n2n_dist.training.curves import OwnTime, Stragglers, Tracker, Window, memory_bytes
 
 EVERY_STEP = (
     "train/total",
@@ -187,7 +187,7 @@ def test_own_time_is_that_between_two_marks() -> None:
 
 def test_a_rank_that_stays_behind_is_named_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: now)
+    monkeypatch.setattr(curves.time, "monotonic", lambda: now)
     stragglers = Stragglers(["a", "b", "c"])
     said = []
     for _ in range(130):
@@ -199,7 +199,7 @@ def test_a_rank_that_stays_behind_is_named_now_and_then(monkeypatch: pytest.Monk
 
 def test_single_slow_steps_are_no_reason_for_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: now)
+    monkeypatch.setattr(curves.time, "monotonic", lambda: now)
     stragglers = Stragglers(["a", "b"])
     for step in range(100):
         now += 1
@@ -210,7 +210,7 @@ def test_single_slow_steps_are_no_reason_for_a_warning(monkeypatch: pytest.Monke
     ("seconds", "text"), [(6, "6.0 seconds"), (120, "2.0 minutes"), (5000, "83.3 minutes"), (5400, "1.5 hours")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert tracking.duration(seconds) == text
+    assert curves.duration(seconds) == text
 
 
 def test_memory_is_that_of_this_process() -> None:

@@ -8,7 +8,7 @@ from images import random_pixels
 
 from n2n_dist.images.image import read_frames, read_image, write_frames, write_image
 from n2n_dist.errors import Refusal
-from n2n_dist.inference.files import denoise_files
+from n2n_dist.inference.denoise import denoise_files
 
 
 def run(weights: Path, source: Path, destination: Path, **levels: float) -> None:
