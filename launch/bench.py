@@ -14,6 +14,7 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from n2n_dist.errors import run_command
@@ -36,7 +37,8 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over configs/demo.yaml, or --config")
     arguments = parser.parse_intermixed_args()
 
-    from n2n_dist.benchmark import checkpoint, data, gap, training
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are no part of the installed package
+    from benchmarks import checkpoint, data, gap, training
 
     if arguments.loop:
         training.loop(arguments.rounds, arguments.settings)

@@ -11,16 +11,15 @@ from typing import Any
 import omegaconf
 from omegaconf import OmegaConf
 
+from n2n_dist.checkpoint.format import describe_differences
+from n2n_dist.checkpoint.manager import CheckpointSettings
 from n2n_dist.data.dataset import DataSettings
-from n2n_dist.shards.cache import location
 from n2n_dist.errors import Refusal, one_line, write_error_file
 from n2n_dist.models.resunet import ModelSettings
 from n2n_dist.noise.models import MODELS, Noise
 from n2n_dist.objective import LossSettings, check_objective
 from n2n_dist.pairs import PairSettings
-from n2n_dist.checkpoint.manager import CheckpointSettings
-from n2n_dist.checkpoint.format import describe_differences
-from n2n_dist.train import RunSettings
+from n2n_dist.shards.cache import location
 from n2n_dist.training.optim import OptimSettings
 from n2n_dist.training.precision import TrainSettings
 from n2n_dist.training.validation import ValidateSettings
@@ -37,6 +36,22 @@ IDENTITY = (
     "optim",
 )
 """Settings that make a run what it is: they must agree when it is continued. All others may change."""
+
+
+@dataclasses.dataclass
+class RunSettings:
+    """Where the run lives and how it starts."""
+
+    dir: str = "runs/default"
+    """Folder of the run: configuration, checkpoints, curves, weights. The same command continues it."""
+    seed: int = 0
+    """Chooses the initial weights, the order of samples, the crops and the noise."""
+    init: str | None = None
+    """Weights to start from: a .safetensors file or another run's folder."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise Refusal(f"run.seed {self.seed}: must be 0 or more and below 2**63")
 
 
 @dataclasses.dataclass

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from n2n_dist import rng
 from n2n_dist.data.dataset import Batch
 from n2n_dist.errors import Refusal
-from n2n_dist import rng
 from n2n_dist.noise.models import Bernoulli, Noise
 
 FIRST = (0, 0, 1, 1, 2, 2, 3, 3)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from n2n_dist import signals
+from n2n_dist.checkpoint.format import Progress
+from n2n_dist.config import Config
 from n2n_dist.data.order import Order
-from n2n_dist.shards.index import Index
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.estimand import expectation
 from n2n_dist.models.weights import find_weights
-from n2n_dist.distributed.backend import Backend
-from n2n_dist.checkpoint.format import Progress
+from n2n_dist.shards.index import Index
 from n2n_dist.training.curves import duration, memory_bytes
 from n2n_dist.training.validation import Validation
-
-if TYPE_CHECKING:
-    from n2n_dist.config import Config
 
 
 def start(

@@ -8,8 +8,12 @@ and after a resume, and a checkpoint holds no RNG state.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 def key(seed: int, position: int, purpose: str) -> int:
@@ -34,4 +38,12 @@ def generator(seed: int, position: int, purpose: str, device: torch.device | str
     The numbers are equal on all devices of one kind; a CPU and a GPU give different ones. A CPU's generator is seeded
     by the lower 32 bits of the key: of the fields of a long run some are the same, of two given ones once in 2**32.
     """
+    import torch  # the order of samples works without it
+
     return torch.Generator(device).manual_seed(key(seed, position, purpose))
+
+
+def permutation(count: int, name: str) -> np.ndarray:
+    """Return a random permutation of range(count) that only `name` chooses, int64 [count]."""
+    words = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), np.uint64)
+    return np.argsort(np.random.Philox(key=words).random_raw(count), kind="stable")

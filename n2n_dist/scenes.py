@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from n2n_dist.errors import Refusal
 from n2n_dist.images.formats import Size, open_frames
 from n2n_dist.images.image import find_images
-from n2n_dist.errors import Refusal
 
 READERS = 8
 """Files whose headers are read at a time: on a shared file system each waits for an answer."""

@@ -6,60 +6,41 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from n2n_dist import signals
+from n2n_dist import report, signals
+from n2n_dist.checkpoint.format import Progress, describe_differences
+from n2n_dist.checkpoint.manager import Checkpoints
+from n2n_dist.checkpoint.run_folder import Owner
+from n2n_dist.config import Config, RunSettings
 from n2n_dist.data.dataset import RankOrder, open_data
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.prefetch import Prefetcher
-from n2n_dist.shards.cache import Unavailable
 from n2n_dist.devices import autocast
+from n2n_dist.distributed.backend import Backend
+from n2n_dist.distributed.batch import plan_batch
+from n2n_dist.distributed.watchdog import Watchdog, lost_process
 from n2n_dist.errors import Refusal, write_error_file
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist.models.weights import LAST, load_model, save_model
 from n2n_dist.objective import losses, what_to_read
 from n2n_dist.pairs import noisy_pair
-from n2n_dist import report
-from n2n_dist.distributed.backend import Backend, plan_batch
-from n2n_dist.checkpoint.manager import Checkpoints
-from n2n_dist.checkpoint.format import Progress, describe_differences
+from n2n_dist.shards.cache import Unavailable
 from n2n_dist.training.checks import check_continuation, check_damage, check_finite, check_machines
-from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
-from n2n_dist.checkpoint.run_folder import Owner
-from n2n_dist.training.precision import arrange, autocast_type, memory_format
 from n2n_dist.training.curves import OwnTime, Stragglers, Tracker, Window, memory_bytes
+from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
+from n2n_dist.training.precision import arrange, autocast_type, memory_format
 from n2n_dist.training.validation import Validation, selection_score
-from n2n_dist.distributed.watchdog import Watchdog, lost_process
-
-if TYPE_CHECKING:
-    from n2n_dist.config import Config
 
 DRY_RUN_STEPS = 4
 AGREE_EVERY = 20
 """Most steps that other ranks go on after one has lost its data or got a signal."""
 AGREE_SECONDS = 2.0
 """Seconds after which they agree where steps are slow; the slowest rank's time of a step counts."""
-
-
-@dataclass
-class RunSettings:
-    """Where the run lives and how it starts."""
-
-    dir: str = "runs/default"
-    """Folder of the run: configuration, checkpoints, curves, weights. The same command continues it."""
-    seed: int = 0
-    """Chooses the initial weights, the order of samples, the crops and the noise."""
-    init: str | None = None
-    """Weights to start from: a .safetensors file or another run's folder."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise Refusal(f"run.seed {self.seed}: must be 0 or more and below 2**63")
 
 
 def train(config: Config, dry_run: bool = False) -> None:
@@ -243,8 +224,8 @@ def _train(
         logging = saving or progress.step % config.train.log_every == 0
         if logging or progress.step >= agree_at:  # before anything is logged or saved
             refusal = next(iter(gone), None) or owner.problem()
-            signals, paces = zip(*backend.agree(refusal, (signals.received(), pace)), strict=True)
-            stopping = any(signals)
+            requests, paces = zip(*backend.agree(refusal, (signals.received(), pace)), strict=True)
+            stopping = any(requests)
             agree_at = progress.step + max(1, min(AGREE_EVERY, int(AGREE_SECONDS / max(paces))))
             pace = window.seconds() / window.steps  # now that this rank has waited for its device
         if logging or stopping:

@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 
 from n2n_dist.building.build import build, merge
-from n2n_dist.shards.indexing import verify, write_index
-from n2n_dist.building.plan import VALIDATION, Options, Report, parse_part, unfinished
-from n2n_dist.scenes import Grouping
-from n2n_dist.shards.index import read_index
+from n2n_dist.building.plan import Options, Report, parse_part, unfinished
 from n2n_dist.errors import Refusal, run_command
+from n2n_dist.scenes import Grouping
+from n2n_dist.shards.index import VALIDATION, read_index
+from n2n_dist.shards.indexing import verify, write_index
 
 
 def main() -> None:

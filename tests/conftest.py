@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Processes that tests start share the cores, so each takes one thread; this one takes two.
@@ -9,11 +9,14 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from images import random_pixels
+from support import processes
+from support.images import random_pixels
 
 from n2n_dist.building.build import build
-from n2n_dist.images.image import write_image
 from n2n_dist.building.plan import Options
+from n2n_dist.distributed.backend import Backend
+from n2n_dist.distributed.batch import plan_batch
+from n2n_dist.images.image import write_image
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.models.weights import save_model
 
@@ -84,3 +87,32 @@ def astronaut_pair() -> tuple[torch.Tensor, torch.Tensor]:
     field = np.random.default_rng(0).standard_normal((1, 3, 512, 512)).astype(np.float32)
     noisy = np.rint(np.clip(clean + field * np.float32(25 / 255), 0, 1) * 255) / 255
     return torch.from_numpy(clean), torch.from_numpy(noisy.astype(np.float32))
+
+
+@pytest.fixture(scope="session")
+def backend() -> Iterator[Backend]:
+    """One process, float32; it gives the test process its threads back."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        made = Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=threads)
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def interrupted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a perceptual loss and two validation sets, killed in its fifth step and continued to its end."""
+    run_dir = tmp_path_factory.mktemp("interrupted") / "run"
+    settings = (
+        f"run.dir={run_dir}",
+        "train.steps=6",
+        "checkpoint.every=3",
+        "validate.every=2",
+        "validate.images=2",
+        "loss.perceptual=0.01",
+        "data.validation={demo: shards/demo/validation, again: shards/demo/validation}",
+    )
+    processes.train(*settings, kill_at=4 * 8)
+    processes.train(*settings).checked()
+    return run_dir

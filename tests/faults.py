@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fault_kinds import FAULTS
-from fault_rounds import SETTINGS, Failed, Round, Skipped, forked, launched
+from support.fault_kinds import FAULTS
+from support.fault_rounds import SETTINGS, Failed, Round, Skipped, forked, launched
 
 from n2n_dist.building.build import build
-from n2n_dist.images.image import write_image
 from n2n_dist.building.plan import Options
+from n2n_dist.images.image import write_image
 
 
 def campaign(folder: Path, rounds: int, seed: int, faults: list[str], launcher: str) -> bool:

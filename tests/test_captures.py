@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from processes import ROOT, TINY, curves, run
+from support.processes import ROOT, TINY, curves, run
 
 from n2n_dist.images.image import read_image
-from n2n_dist.shards.reading import read_pixels
 from n2n_dist.shards.index import Index
+from n2n_dist.shards.reading import read_pixels
 
 BLACK, WHITE, FULL_WELL, READ_NOISE = 2048, 16383, 100.0, 2.0
 """A camera of 14 bits: its range, photons at white, and the read noise in photons."""

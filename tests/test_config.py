@@ -7,21 +7,21 @@ import re
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import yaml
 from astropy.io import fits
-from images import random_pixels
+from support import processes
+from support.images import random_pixels
 
 from n2n_dist import config
-from n2n_dist.config import IDENTITY, Config, load
 from n2n_dist.building.build import build
-from n2n_dist.images.image import write_image
 from n2n_dist.building.plan import Options
-from n2n_dist.scenes import Grouping
+from n2n_dist.config import IDENTITY, Config, load
 from n2n_dist.errors import Refusal
 from n2n_dist.estimand import expectation
+from n2n_dist.images.image import write_image
 from n2n_dist.noise.models import MODELS, Bernoulli, Gaussian, NoNoise, Poisson, PoissonGaussian
+from n2n_dist.scenes import Grouping
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = [field.type for field in dataclasses.fields(Config) if field.name != "noise"]

@@ -13,15 +13,15 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import tifffile
 from accelerate.commands.launch import launch_command_parser
-from documents import DOCUMENTS, SHORT, checkout, commands, messages, said
-from images import random_pixels, smooth_scene
-from servers import s3, upload
+from support import processes
+from support.documents import DOCUMENTS, SHORT, checkout, commands, messages, said
+from support.images import random_pixels, smooth_scene
+from support.servers import s3, upload
 
-from n2n_dist.benchmark import checkpoint, data, gap
+from benchmarks import checkpoint, data, gap
 from n2n_dist.config import load
 from n2n_dist.images.image import write_image
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from images import random_pixels
+from support.images import random_pixels
 
 import n2n_dist
 from n2n_dist.errors import Refusal

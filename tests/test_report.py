@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from n2n_dist import report
+from n2n_dist.checkpoint.format import Progress
 from n2n_dist.config import load
 from n2n_dist.data.order import Order
-from n2n_dist.shards.index import Index
-from n2n_dist.errors import Refusal
-from n2n_dist import report
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.checkpoint.format import Progress
+from n2n_dist.errors import Refusal
+from n2n_dist.shards.index import Index
 from n2n_dist.training.validation import Validation
 
 
@@ -37,7 +37,7 @@ def progress(steps: int = 100) -> Progress:
 )
 def test_start_says_what_is_trained(backend: Backend, settings: list[str], expected: list[str]) -> None:
     config = load(None, ["run.dir=runs/mine", *settings])
-    index = Index([Path(__file__).parents[2] / "shards/demo/train"])
+    index = Index([Path(__file__).parents[1] / "shards/demo/train"])
     order = Order(index.sizes, 0, 16)
     text = report.start(config, backend, torch.bfloat16, index, order, torch.nn.Linear(1000, 1000))
     assert text.count("\n") == 6
@@ -56,7 +56,7 @@ def test_start_says_what_is_trained(backend: Backend, settings: list[str], expec
 
 def test_start_warns_of_what_is_not_the_clean_image(backend: Backend) -> None:
     config = load(None, ["noise.name=poisson"])
-    index = Index([Path(__file__).parents[2] / "shards/demo/train"])
+    index = Index([Path(__file__).parents[1] / "shards/demo/train"])
     order = Order(index.sizes, 0, 16)
     *_, first, second = report.start(config, backend, None, index, order, torch.nn.Linear(1, 1)).splitlines()
     assert first.startswith("warning: loss.pixel l1 learns the median of noise poisson, ")

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from images import random_pixels
+from support.images import random_pixels
 
+from n2n_dist.errors import Refusal
 from n2n_dist.images.image import write_frames
 from n2n_dist.scenes import Frame, Grouping, find_scenes
-from n2n_dist.errors import Refusal
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from images import random_pixels
-from processes import ROOT, TINY, run, train
-from tars import read_whole, write_tar
+from support.images import random_pixels
+from support.processes import ROOT, TINY, run, train
+from support.tars import read_whole, write_tar
 
 from n2n_dist.images.image import encode, read_image, write_image
-from n2n_dist.shards.indexing import write_index
 from n2n_dist.shards.index import Index
+from n2n_dist.shards.indexing import write_index
 
 DEMO = ROOT / "shards/demo/train"
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import processes
 import psutil
 import pytest
+from support import processes
 
 from n2n_dist import signals
 
@@ -52,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hold(tmp_path: Path) -> Callable[[str, int], processes.Hold]:
-    return lambda function, call: processes.Hold(f"n2n_dist.training.{function}", call, tmp_path / "held")
+    return lambda function, call: processes.Hold(f"n2n_dist.{function}", call, tmp_path / "held")
 
 
 def test_it_imports_nothing_that_is_slow() -> None:
@@ -84,7 +84,7 @@ def test_signals_wait_while_they_are_held() -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_in_the_loop(whole: Path, tmp_path: Path, hold: Callable, number: signal.Signals) -> None:
-    run_dir, place = tmp_path / "run", hold("loop.noisy_pair", 5)
+    run_dir, place = tmp_path / "run", hold("train.noisy_pair", 5)
     with processes.training(*settings(run_dir), hold=place) as running:
         running.wait_at(place)
         running.signal(number, 0)
@@ -107,7 +107,7 @@ def test_a_signal_in_the_loop(whole: Path, tmp_path: Path, hold: Callable, numbe
 
 
 def test_a_signal_at_the_start(whole: Path, tmp_path: Path, hold: Callable) -> None:
-    place = hold("loop.open_data", 1)
+    place = hold("train.open_data", 1)
     with processes.training(*settings(tmp_path / "run"), hold=place) as running:
         running.wait_at(place)
         running.signal(signal.SIGTERM, 0)
@@ -121,7 +121,7 @@ def test_a_signal_at_the_start(whole: Path, tmp_path: Path, hold: Callable) -> N
 
 
 def test_a_signal_during_a_save_lets_it_end(tmp_path: Path, hold: Callable) -> None:
-    run_dir, place = tmp_path / "run", hold("checkpoint_files.sha256", 1)
+    run_dir, place = tmp_path / "run", hold("checkpoint.format.sha256", 1)
     with processes.training(*settings(run_dir), "train.steps=12", hold=place) as running:
         running.wait_at(place)
         assert checkpoints(run_dir) == ["step-00000003.tmp"]
@@ -135,7 +135,7 @@ def test_a_signal_during_a_save_lets_it_end(tmp_path: Path, hold: Callable) -> N
 
 
 def test_a_signal_in_the_last_save_changes_nothing(whole: Path, tmp_path: Path, hold: Callable) -> None:
-    run_dir, place = tmp_path / "run", hold("checkpoint_files.sha256", 3)
+    run_dir, place = tmp_path / "run", hold("checkpoint.format.sha256", 3)
     with processes.training(*settings(run_dir), hold=place) as running:
         running.wait_at(place)
         running.signal(signal.SIGTERM, 0)
@@ -183,7 +183,7 @@ def test_a_validation_is_cut_short_and_made_up_for(tmp_path: Path, hold: Callabl
 def test_a_signal_to_the_workers_too_leaves_them_at_work_and_none_behind(
     whole: Path, tmp_path: Path, hold: Callable
 ) -> None:
-    run_dir, place = tmp_path / "run", hold("loop.noisy_pair", 2)
+    run_dir, place = tmp_path / "run", hold("train.noisy_pair", 2)
     with processes.training(*settings(run_dir, "data.workers=2"), hold=place) as running:
         running.wait_at(place)
         workers = psutil.Process(running.ranks[0].pid).children(recursive=True)
@@ -207,7 +207,7 @@ def test_a_signal_to_the_workers_too_leaves_them_at_work_and_none_behind(
 def test_a_second_signal_exits_at_once_and_the_last_checkpoint_stays(
     whole: Path, tmp_path: Path, hold: Callable
 ) -> None:
-    run_dir, place = tmp_path / "run", hold("loop.noisy_pair", 5)
+    run_dir, place = tmp_path / "run", hold("train.noisy_pair", 5)
     with processes.training(*settings(run_dir, "data.workers=1"), hold=place) as running:
         running.wait_at(place)  # and stay there: the process cannot finish the step
         workers = psutil.Process(running.ranks[0].pid).children(recursive=True)
@@ -232,7 +232,7 @@ def test_a_start_that_is_refused_removes_the_marker(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_has_nothing_to_save_and_ends_at_the_first_signal(tmp_path: Path, hold: Callable) -> None:
-    place = hold("loop.noisy_pair", 1)
+    place = hold("train.noisy_pair", 1)
     signals.leave_marker(tmp_path, "stopped")
     with processes.training("--dry-run", *settings(tmp_path), hold=place) as running:
         running.wait_at(place)

@@ -7,21 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
 import torch
+from support import processes
 
+from n2n_dist.checkpoint import format
+from n2n_dist.checkpoint.format import Progress
+from n2n_dist.checkpoint.run_folder import OWNER
 from n2n_dist.config import load
-from n2n_dist.shards.indexing import write_index
 from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.errors import Refusal
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist.models.weights import load_model
-from n2n_dist import train
-from n2n_dist.checkpoint import format
-from n2n_dist.checkpoint.format import Progress
+from n2n_dist.shards.indexing import write_index
 from n2n_dist.train import train
-from n2n_dist.checkpoint.run_folder import OWNER
 
 STEPS = 4
 
@@ -86,8 +85,8 @@ def test_a_refused_run_stops_what_it_reads_ahead(tmp_path: Path, monkeypatch: py
         raise Refusal("no more")
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(train, "Prefetcher", Noted)
-    monkeypatch.setattr(train, "check_finite", refuse)
+    monkeypatch.setattr("n2n_dist.train.Prefetcher", Noted)
+    monkeypatch.setattr("n2n_dist.train.check_finite", refuse)
     monkeypatch.chdir(processes.ROOT)
     settings = [f"run.dir={tmp_path / 'run'}", "train.steps=1", "train.threads=2"]
     with pytest.raises(Refusal, match="no more"):
@@ -114,7 +113,7 @@ def test_a_refused_run_holds_its_folder_until_its_last_checkpoint_is_written(
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(format, "commit", slow_commit)
-    monkeypatch.setattr(train, "check_finite", refuse_the_second_step)
+    monkeypatch.setattr("n2n_dist.train.check_finite", refuse_the_second_step)
     monkeypatch.chdir(processes.ROOT)
     settings = [f"run.dir={tmp_path}", "train.steps=3", "checkpoint.every=1", "train.threads=2"]
     with pytest.raises(Refusal, match="no more"):
@@ -224,7 +223,7 @@ def test_a_new_run_starts_from_what_the_seed_draws_and_a_continued_one_draws_not
         drawn = ResUNet(config.model, config.data.crop).state_dict()
         there = load_model(tmp_path / str(seed)).state_dict()
         torch.testing.assert_close(there, drawn, rtol=0, atol=1e-20)
-    monkeypatch.setattr(train, "_initialise", pytest.fail)
+    monkeypatch.setattr("n2n_dist.train._initialise", pytest.fail)
     config.train.steps += 1
     train(config)
     again = load_model(tmp_path / "1" / "last.safetensors").state_dict()

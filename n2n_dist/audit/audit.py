@@ -16,18 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from n2n_dist.measure import noise_estimation
-from n2n_dist.measure import registration
 from n2n_dist.audit.findings import find
 from n2n_dist.audit.page import draw, table
 from n2n_dist.audit.results import Audit, Noise, Pair
+from n2n_dist.errors import Refusal
+from n2n_dist.measure import noise_estimation, registration
+from n2n_dist.measure.noise_estimation import Blocks
+from n2n_dist.shards.cache import File
+from n2n_dist.shards.index import INDEX, VALIDATION, Index
 from n2n_dist.shards.indexing import differing
 from n2n_dist.shards.reading import Sample, read_pixels
-from n2n_dist.building.plan import VALIDATION
-from n2n_dist.shards.cache import File
-from n2n_dist.shards.index import INDEX, Index
-from n2n_dist.measure.noise_estimation import Blocks
-from n2n_dist.errors import Refusal
 
 SAMPLES = 256
 """Tiles that are measured: of 256 x 256 pixels, 65,000 blocks, so that a noise level is good to one per cent."""

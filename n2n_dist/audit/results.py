@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from n2n_dist.measure import noise_estimation
 from n2n_dist.audit.findings import Finding
+from n2n_dist.measure import noise_estimation
 
 
 @dataclass

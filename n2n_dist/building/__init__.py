@@ -1,1 +1,1 @@
-"""TODO"""
+"""The program that makes shards: a plan, tiles, and the tars of every part."""

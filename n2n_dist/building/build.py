@@ -18,14 +18,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
+from n2n_dist.building.plan import BUILDING, PLAN, Group, Options, Report, make_plan, read_plan, working_folder
 from n2n_dist.building.tiles import SourceFile, Tile, cut
+from n2n_dist.errors import Refusal
+from n2n_dist.rng import permutation
+from n2n_dist.shards.index import INDEX, Shard, check_tar
 from n2n_dist.shards.indexing import list_members, sync, write_json, write_list
 from n2n_dist.shards.reading import Sample
-from n2n_dist.data.order import permutation
-from n2n_dist.building.plan import BUILDING, PLAN, Group, Options, Report, make_plan, read_plan, working_folder
-from n2n_dist.shards.index import INDEX, Shard, check_tar
 from n2n_dist.shards.tar import TarWriter
-from n2n_dist.errors import Refusal
 
 FILES_KEPT = 3
 """Source files that stay decoded for the next scene: a pair of neighbours and their reference share two with it."""

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from n2n_dist.images.image import find_images
-from n2n_dist.shards.indexing import write_json
-from n2n_dist.data.order import permutation
-from n2n_dist.scenes import Frame, Grouping, Scene, find_scenes
-from n2n_dist.shards.index import INDEX
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import find_images
+from n2n_dist.rng import permutation
+from n2n_dist.scenes import Frame, Grouping, Scene, find_scenes
+from n2n_dist.shards.index import INDEX, VALIDATION
+from n2n_dist.shards.indexing import write_json
 
-VALIDATION = "validation"
 SHARDS = 16
 """Tars that a group fills at most, but for an image that fills more."""
 BUILDING = "building"

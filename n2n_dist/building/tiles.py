@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from n2n_dist.images.image import Image, encode, read_frames
-from n2n_dist.shards.reading import Member, Sample
 from n2n_dist.building.plan import Options, origins
-from n2n_dist.scenes import Scene
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import Image, encode, read_frames
+from n2n_dist.scenes import Scene
+from n2n_dist.shards.reading import Member, Sample
 
 
 @dataclass

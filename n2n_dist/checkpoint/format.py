@@ -29,12 +29,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
-from n2n_dist.shards.indexing import sync
+from n2n_dist.distributed.watchdog import lost_process
 from n2n_dist.errors import Refusal, one_line
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import save_model
 from n2n_dist.pairs import PairSettings
-from n2n_dist.distributed.watchdog import lost_process
+from n2n_dist.shards.indexing import sync
 
 MANIFEST = "manifest.json"
 FORMAT = 6

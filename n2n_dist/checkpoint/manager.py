@@ -5,8 +5,8 @@ over the ranks. Each rank copies its share into buffers in its own memory (16 by
 ranks, kept until the run ends; pinned where it computes on a GPU), which is all that the training waits for. On rank 0
 the thread needs another 4 bytes for each parameter while it writes the best weights.
 
-    python -m n2n_dist.checkpoint.manager RUN                                     what is there, and is it whole
-    python -m n2n_dist.checkpoint.manager RUN --export STEP weights.safetensors   weights for launch/denoise.py
+    python -m n2n_dist.checkpoint RUN                                     what is there, and is it whole
+    python -m n2n_dist.checkpoint RUN --export STEP weights.safetensors   weights for launch/denoise.py
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from n2n_dist.errors import Failure, Refusal, run_command
-from n2n_dist.models.weights import BEST, trained_steps
 from n2n_dist.checkpoint import format as files
-from n2n_dist.distributed.backend import Backend
 from n2n_dist.checkpoint.format import Manifest, Progress
-from n2n_dist.checkpoint.inspect import main
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.watchdog import lost_process
 from n2n_dist.distributed.zero import MOMENTS
+from n2n_dist.errors import Failure, Refusal
+from n2n_dist.models.weights import BEST, trained_steps
 
 T = TypeVar("T")
 
@@ -324,7 +323,3 @@ class Checkpoints:
         except Exception as error:  # known to all, or they would wait for this one
             failure = error
         return self.backend.agree(failure, result, self.group)
-
-
-if __name__ == "__main__":
-    run_command(main)

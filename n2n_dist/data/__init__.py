@@ -1,1 +1,1 @@
-"""From image files to crops: files, shards and their index, the order of samples, the loader."""
+"""Training's reader: the order of samples, crops of them, and the loader."""

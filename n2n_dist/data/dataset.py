@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from n2n_dist.images.image import Image
-from n2n_dist.shards.reading import Member, read_window
+from n2n_dist import rng
 from n2n_dist.data.order import Order
+from n2n_dist.errors import Refusal
+from n2n_dist.images.image import Image
 from n2n_dist.shards.cache import GIB, Cache, Unavailable, location
 from n2n_dist.shards.index import Index
-from n2n_dist.errors import Refusal
-from n2n_dist import rng
+from n2n_dist.shards.reading import Member, read_window
 
 ATTEMPTS = 100
 """Samples that are tried in the place of a damaged one."""

@@ -12,13 +12,13 @@ keeps stable between releases, unlike its shuffles.
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
 from n2n_dist.errors import Refusal
+from n2n_dist.rng import permutation
 
 MAX_STREAMS = 64
 
@@ -128,9 +128,3 @@ class Order:
 
     def _permute_samples(self, epoch: int, shard: int) -> np.ndarray:
         return permutation(int(self.sizes[shard]), f"{self.seed}/{epoch}/{shard}")
-
-
-def permutation(count: int, name: str) -> np.ndarray:
-    """Return a random permutation of range(count) that only `name` chooses, int64 [count]."""
-    words = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), np.uint64)
-    return np.argsort(np.random.Philox(key=words).random_raw(count), kind="stable")

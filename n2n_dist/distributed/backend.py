@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -21,47 +20,14 @@ import torch.distributed as dist
 from torch import nn
 
 from n2n_dist.devices import autocast, set_threads, use_gpu
-from n2n_dist.errors import Failure, Refusal
 from n2n_dist.distributed import zero
+from n2n_dist.distributed.batch import BatchPlan
 from n2n_dist.distributed.watchdog import MARGIN_SECONDS, Watchdog
+from n2n_dist.errors import Failure, Refusal
 
 T = TypeVar("T")
 BUCKET_MB = 4
 """Size of DDP's gradient buckets: small enough that the first is on its way early in the backward pass."""
-
-
-@dataclass
-class BatchPlan:
-    """How the global batch is shared out."""
-
-    world_size: int
-    batch: int
-    micro_batch: int
-    """Crops in one forward pass on one rank."""
-    accumulation: int
-    """Forward passes in one optimiser step."""
-
-    def __str__(self) -> str:
-        return (
-            f"global batch {self.batch} = {self.world_size} ranks x {self.accumulation} accumulation steps "
-            f"x {self.micro_batch} crops"
-        )
-
-
-def plan_batch(batch: int, largest_micro_batch: int | None) -> BatchPlan:
-    """Divide the global batch over the ranks of this launch and into equal micro-batches.
-
-    Raises:
-        Refusal: the ranks do not divide the batch.
-
-    """
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if batch % world_size:
-        near = max(world_size, round(batch / world_size) * world_size)
-        raise Refusal(f"data.batch {batch}: not divisible by {world_size} processes; try data.batch={near}")
-    share = batch // world_size
-    micro = max(m for m in range(1, min(share, largest_micro_batch or share) + 1) if share % m == 0)
-    return BatchPlan(world_size, batch, micro, share // micro)
 
 
 class Backend:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import accelerate
 import torch
 
 from n2n_dist.devices import use_gpu
-
-if TYPE_CHECKING:
-    from n2n_dist.distributed.backend import BatchPlan
+from n2n_dist.distributed.batch import BatchPlan
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of every parameter, besides the number of its steps."""

@@ -15,8 +15,8 @@ import numpy as np
 import PIL.Image
 import tifffile
 
-from n2n_dist.images.formats import MAX_CHANNELS, MAX_PIXELS, SUFFIXES, Range, damage_refused, full_range, open_frames
 from n2n_dist.errors import Refusal
+from n2n_dist.images.formats import MAX_CHANNELS, MAX_PIXELS, SUFFIXES, Range, damage_refused, full_range, open_frames
 
 PERCENTILES = (0, 1, 50, 99, 100)
 NPY_HEADER = 1 << 12

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from n2n_dist.images.image import find_images, read_frames, write_frames
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import find_images, read_frames, write_frames
 from n2n_dist.inference.tile import denoise_image
 from n2n_dist.models.weights import load_model
 

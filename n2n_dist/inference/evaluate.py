@@ -14,14 +14,14 @@ import PIL.Image
 import torch
 from accelerate.utils import gather_object
 
-from n2n_dist.images.image import find_images, read_image
+from n2n_dist import rng
 from n2n_dist.devices import set_threads, use_gpu
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import find_images, read_image
 from n2n_dist.images.panels import join_strips
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, psnr, ssim, to_8_bit
 from n2n_dist.models.weights import load_model
-from n2n_dist import rng
 from n2n_dist.noise.models import Noise
 
 TABLE = "scores.csv"

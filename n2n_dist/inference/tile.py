@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from n2n_dist.images.image import Image
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import Image
 from n2n_dist.models.resunet import ResUNet
 
 TILE = 512

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The denoiser: blocks, the residual U-Net, and its weights file."""

@@ -1,1 +1,1 @@
-"""Random numbers by key, and the noise models that use them."""
+"""Noise models, one class each."""

@@ -20,11 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from n2n_dist.shards.reading import MEMBERS, Sample, records, reindex
-from n2n_dist.shards.cache import GIB, Cache, File, RemoteFile
 from n2n_dist.errors import Refusal
+from n2n_dist.shards.cache import GIB, Cache, File, RemoteFile
+from n2n_dist.shards.reading import MEMBERS, Sample, records, reindex
 
 INDEX = "index.json"
+VALIDATION = "validation"
+"""Folder beside the tars of training that holds those of validation."""
 FORMAT = 2
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from n2n_dist.images.image import NPY_HEADER, Image, decode, npy_stand_in
-from n2n_dist.shards.reading import MEMBERS, Member, Sample, reindex
-from n2n_dist.shards.index import FORMAT, INDEX, Shard, check_tar, read_index
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import NPY_HEADER, Image, decode, npy_stand_in
+from n2n_dist.shards.index import FORMAT, INDEX, Shard, check_tar, read_index
+from n2n_dist.shards.reading import MEMBERS, Member, Sample, reindex
 
 IMAGE_EXTENSIONS = ("npy", "png", "webp", "tif", "tiff", "jpg", "jpeg")
 

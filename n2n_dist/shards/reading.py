@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from n2n_dist.errors import Refusal
 from n2n_dist.images.image import Image, decode
 from n2n_dist.shards.cache import File, Unavailable
-from n2n_dist.errors import Refusal
 
 MEMBERS = ".index.json"
 SHARDS_OPEN = 128

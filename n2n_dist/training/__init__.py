@@ -1,1 +1,1 @@
-"""The training run: processes, precision, optimiser, checkpoints, TensorBoard, and the loop itself."""
+"""Parts of the training loop: optimiser, precision, validation, curves and checks."""

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 import n2n_dist
-from n2n_dist.data.dataset import CropDataset, RankOrder, is_tolerated
-from n2n_dist.errors import Refusal
-from n2n_dist.models.weights import BEST, LAST
-from n2n_dist.distributed.backend import Backend
 from n2n_dist.checkpoint.format import Progress, describe_differences
 from n2n_dist.checkpoint.run_folder import OWNER
+from n2n_dist.data.dataset import CropDataset, RankOrder, is_tolerated
+from n2n_dist.distributed.backend import Backend
+from n2n_dist.errors import Refusal
+from n2n_dist.models.weights import BEST, LAST
 from n2n_dist.training.curves import Window
 
 SHARED_SECONDS = 20.0

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from n2n_dist.devices import use_gpu
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import Refusal
 from n2n_dist.models.blocks import AttentionGate, Downsample, ResBlock, Upsample
-from n2n_dist.distributed.backend import Backend
 
 
 @dataclass

@@ -11,18 +11,17 @@ from typing import Any
 
 import torch
 
-from n2n_dist import signals
+from n2n_dist import rng, signals
 from n2n_dist.data.dataset import ATTEMPTS, DataSettings, is_tolerated
-from n2n_dist.shards.reading import read_pixels
-from n2n_dist.shards.cache import Unavailable
-from n2n_dist.shards.index import Index
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, decibels, psnr, ssim, unbiased_mse
 from n2n_dist.models.resunet import ResUNet
-from n2n_dist import rng
 from n2n_dist.noise.models import Noise, NoNoise
-from n2n_dist.distributed.backend import Backend
+from n2n_dist.shards.cache import Unavailable
+from n2n_dist.shards.index import Index
+from n2n_dist.shards.reading import read_pixels
 
 SMALLEST = 32
 """Least height and width of an image that LPIPS can measure, in pixels."""

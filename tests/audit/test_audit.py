@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from images import shifted, smooth_scene
-from processes import ROOT, run
+from support.images import shifted, smooth_scene
+from support.processes import ROOT, run
 
 from n2n_dist.audit.audit import Audit, audit, report
 from n2n_dist.building.build import build
-from n2n_dist.images.image import write_image
-from n2n_dist.shards.indexing import write_index
 from n2n_dist.building.plan import Options
+from n2n_dist.errors import Refusal
+from n2n_dist.images.image import write_image
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import Index
-from n2n_dist.errors import Refusal
+from n2n_dist.shards.indexing import write_index
 
 SIGMA = 12 / 255
 SIZE = 320

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
-from images import random_pixels
-from processes import ROOT
+from support.images import random_pixels
+from support.processes import ROOT
 
 from n2n_dist.building import tiles
 from n2n_dist.building.build import build, merge
+from n2n_dist.building.plan import SHARDS, Options, read_plan
+from n2n_dist.errors import Refusal
 from n2n_dist.images.image import Image, write_frames, write_image
+from n2n_dist.scenes import Grouping
+from n2n_dist.shards.index import VALIDATION, Index
 from n2n_dist.shards.indexing import verify, write_index
 from n2n_dist.shards.reading import read_pixels
-from n2n_dist.building.plan import SHARDS, VALIDATION, Options, read_plan
-from n2n_dist.scenes import Grouping
-from n2n_dist.shards.index import Index
-from n2n_dist.errors import Refusal
 
 
 def read_all(folder: Path) -> list[dict]:

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from n2n_dist.building.plan import SHARDS, VALIDATION, Options, group_scenes, origins, parse_part
-from n2n_dist.scenes import Frame, Scene
+from n2n_dist.building.plan import SHARDS, Options, group_scenes, origins, parse_part
 from n2n_dist.errors import Refusal
+from n2n_dist.scenes import Frame, Scene
+from n2n_dist.shards.index import VALIDATION
 
 SIZES = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=60)
 

@@ -3,11 +3,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from images import random_pixels
+from support.images import random_pixels
 
+from n2n_dist.building.plan import Options
 from n2n_dist.building.tiles import SourceFile, cut
 from n2n_dist.images.image import write_image
-from n2n_dist.building.plan import Options
 from n2n_dist.scenes import Frame, Scene
 
 

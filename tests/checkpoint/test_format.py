@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.api import CheckpointException
 
-from n2n_dist.errors import Refusal
-from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.checkpoint import format as files
 from n2n_dist.checkpoint.format import Manifest, Progress
+from n2n_dist.errors import Refusal
+from n2n_dist.models.resunet import ModelSettings, ResUNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 PROGRESS = Progress(step=7, samples_seen=56, best=None, steps=100, data="abc", identity={"run.seed": 0})

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
 import torch
+from support import processes
 
+from n2n_dist.checkpoint import format
+from n2n_dist.checkpoint.format import Progress
+from n2n_dist.checkpoint.manager import Checkpoints, CheckpointSettings
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import Failure, Refusal
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import load_model, trained_steps
-from n2n_dist.checkpoint import format
-from n2n_dist.distributed.backend import Backend
-from n2n_dist.checkpoint.manager import Checkpoints, CheckpointSettings
-from n2n_dist.checkpoint.format import Progress
 from n2n_dist.training.optim import OptimSettings, make_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

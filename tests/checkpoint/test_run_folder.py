@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from n2n_dist.errors import Refusal
 from n2n_dist.checkpoint import run_folder
 from n2n_dist.checkpoint.run_folder import OWNER, Owner
+from n2n_dist.errors import Refusal
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("HEARTBEAT_SECONDS", 0.05), ("STALE_SECONDS", 0.6), ("POLL_SECONDS", 0.01)):
-        monkeypatch.setattr(owner, name, seconds)
+        monkeypatch.setattr(run_folder, name, seconds)
 
 
 def written(run_dir: Path) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import torch
 import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
-from images import random_pixels
+from support.images import random_pixels
 
-from n2n_dist.shards import reading
+from n2n_dist import rng
 from n2n_dist.building.build import build
+from n2n_dist.building.plan import Options
 from n2n_dist.data.dataset import (
     SOURCES,
     Batch,
@@ -23,16 +24,15 @@ from n2n_dist.data.dataset import (
     folder_list,
     take_turns,
 )
-from n2n_dist.images.image import encode, write_image
-from n2n_dist.shards.indexing import write_index
 from n2n_dist.data.loader import make_loader
-from n2n_dist.shards.reading import read_pixels
 from n2n_dist.data.order import Order
-from n2n_dist.building.plan import Options
-from n2n_dist.scenes import Grouping
-from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
-from n2n_dist import rng
+from n2n_dist.images.image import encode, write_image
+from n2n_dist.scenes import Grouping
+from n2n_dist.shards import reading
+from n2n_dist.shards.index import Index
+from n2n_dist.shards.indexing import write_index
+from n2n_dist.shards.reading import read_pixels
 
 CPU = torch.device("cpu")
 

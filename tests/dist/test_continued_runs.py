@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-import processes
+from support import processes
 import pytest
 
 SETTINGS = ("train.steps=6", "checkpoint.every=3", "data.workers=1")

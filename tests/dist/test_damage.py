@@ -4,9 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-import processes
+from support import processes
 import pytest
-from images import big_png
+from support.images import big_png
 
 STALE = "is not the tar that was indexed; index anew with: python shards/build.py index"
 SETTINGS = ("train.steps=8", "data.max_bad=0.9", "validate.every=8", "validate.images=8")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-import processes
+from support import processes
 import pytest
 
 from n2n_dist.training.curves import STRAGGLER_SECONDS

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import processes
+from support import processes
 import pytest
 
 from n2n_dist.signals import ECHO_SECONDS
@@ -30,22 +30,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("function", "call", "ranks", "saved"),
     [
-        ("loop.open_data", 1, [1], None),
-        ("loop.open_data", 1, [0, 1], None),
-        ("loop.noisy_pair", 2, [0], {2, 3}),
-        ("loop.noisy_pair", 5, [1], {5, 6}),  # fast steps: the ranks agree with the next save
-        ("loop.noisy_pair", 5, [0, 1], {5, 6}),
-        ("checkpoint_files.sha256", 1, [1], {4}),  # the validation of step 4 waits for the save of step 3
-        ("checkpoint_files.sha256", 1, [0, 1], {4}),
-        ("validation.denoise_tiled", 1, [1], {4}),
-        ("validation.denoise_tiled", 1, [0, 1], {4}),
+        ("train.open_data", 1, [1], None),
+        ("train.open_data", 1, [0, 1], None),
+        ("train.noisy_pair", 2, [0], {2, 3}),
+        ("train.noisy_pair", 5, [1], {5, 6}),  # fast steps: the ranks agree with the next save
+        ("train.noisy_pair", 5, [0, 1], {5, 6}),
+        ("checkpoint.format.sha256", 1, [1], {4}),  # the validation of step 4 waits for the save of step 3
+        ("checkpoint.format.sha256", 1, [0, 1], {4}),
+        ("training.validation.denoise_tiled", 1, [1], {4}),
+        ("training.validation.denoise_tiled", 1, [0, 1], {4}),
     ],
 )
 def test_all_ranks_stop_at_the_same_step_and_go_on_to_the_same_bits(
     whole: Path, tmp_path: Path, function: str, call: int, ranks: list[int], saved: set[int] | None
 ) -> None:
     run_dir = tmp_path / "run"
-    hold = processes.Hold(f"n2n_dist.training.{function}", call, tmp_path / "held")
+    hold = processes.Hold(f"n2n_dist.{function}", call, tmp_path / "held")
     with processes.training(f"run.dir={run_dir}", *SETTINGS, *VALIDATED, world=2, hold=hold) as running:
         running.wait_at(hold)
         running.signal(signal.SIGUSR1, *ranks)

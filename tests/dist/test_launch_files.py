@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import processes
+from support import processes
 import pytest
 import skimage.data
 import yaml

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import processes
+from support import processes
 import pytest
-from servers import s3, serve, upload
+from support.servers import s3, serve, upload
 
 from n2n_dist.data.order import Order
 from n2n_dist.shards.index import Index

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import processes
+from support import processes
 import pytest
 
 SOON = 30

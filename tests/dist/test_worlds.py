@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import processes
+from support import processes
 import pytest
 
 STEPS = 20

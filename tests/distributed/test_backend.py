@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from n2n_dist.distributed.backend import Backend
+from n2n_dist.distributed.batch import BatchPlan, plan_batch
 from n2n_dist.errors import Failure, Refusal
-from n2n_dist.distributed.backend import Backend, BatchPlan, plan_batch
 
 
 def planned(world: int, batch: int, largest: int | None) -> BatchPlan:

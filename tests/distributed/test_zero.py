@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from n2n_dist.distributed import zero
-from n2n_dist.distributed.backend import BatchPlan
+from n2n_dist.distributed.batch import BatchPlan
 
 PLAN = BatchPlan(world_size=2, batch=24, micro_batch=4, accumulation=3)
 

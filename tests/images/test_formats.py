@@ -8,14 +8,14 @@ import PIL.Image
 import pytest
 import tifffile
 from astropy.io import fits
-from images import random_pixels
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage
+from support.images import random_pixels
 
+from n2n_dist.errors import Refusal
 from n2n_dist.images import formats
 from n2n_dist.images.formats import Range, open_frames
-from n2n_dist.errors import Refusal
 
 
 def opened(data: bytes, suffix: str) -> tuple[list[np.ndarray], Range | None]:

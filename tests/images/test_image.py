@@ -6,12 +6,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import tifffile
-from images import big_png, big_tiff, random_pixels
+from support.images import big_png, big_tiff, random_pixels
 
-from n2n_dist.images import image
-from n2n_dist.images import formats
-from n2n_dist.images.image import Image, decode, encode, find_images, read_image, write_image
 from n2n_dist.errors import Refusal
+from n2n_dist.images import formats, image
+from n2n_dist.images.image import Image, decode, encode, find_images, read_image, write_image
 
 
 @pytest.mark.parametrize("size", [(9, 7), (1, 1), (3, 4), (2, 1)])

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from images import random_pixels
+from support.images import random_pixels
 
-from n2n_dist.images.image import read_frames, read_image, write_frames, write_image
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import read_frames, read_image, write_frames, write_image
 from n2n_dist.inference.denoise import denoise_files
 
 

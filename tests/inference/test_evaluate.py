@@ -7,14 +7,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from images import random_pixels
+from support.images import random_pixels
 
-from n2n_dist.images.image import read_image, write_image
+from n2n_dist import rng
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import read_image, write_image
 from n2n_dist.inference import evaluate as module
 from n2n_dist.inference.evaluate import evaluate, table
 from n2n_dist.metrics import psnr, to_8_bit
-from n2n_dist import rng
 from n2n_dist.noise.models import Gaussian, Poisson
 
 

@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from n2n_dist.images.image import Image
-from n2n_dist.shards.reading import read_pixels
-from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import Image
 from n2n_dist.inference.tile import HALO, denoise_image, denoise_tiled
 from n2n_dist.models.resunet import ModelSettings, ResUNet
+from n2n_dist.shards.index import Index
+from n2n_dist.shards.reading import read_pixels
 
 CPU = torch.device("cpu")
 DEMO = Path(__file__).resolve().parents[2] / "shards" / "demo"

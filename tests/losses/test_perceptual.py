@@ -4,11 +4,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from n2n_dist import rng
 from n2n_dist.errors import Refusal
 from n2n_dist.losses import perceptual as module
 from n2n_dist.losses.perceptual import BUNDLED, VGGFeatures, matched_perceptual, perceptual
 from n2n_dist.metrics import ALEXNET
-from n2n_dist import rng
 from n2n_dist.noise.models import (
     Bernoulli,
     CorrelatedGaussian,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 from hypothesis.extra import numpy as arrays
-from images import smooth_scene
+from support.images import smooth_scene
 
 from n2n_dist.measure import noise_estimation
 from n2n_dist.measure.noise_estimation import (

@@ -2,7 +2,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies
-from images import shifted, smooth_scene
+from support.images import shifted, smooth_scene
 
 from n2n_dist.measure.registration import cross_power, find_shift, fit_gain
 

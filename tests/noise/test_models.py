@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from n2n_dist.errors import Refusal
 from n2n_dist import rng
+from n2n_dist.errors import Refusal
 from n2n_dist.noise.models import (
     MODELS,
     Bernoulli,

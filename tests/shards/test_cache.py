@@ -16,15 +16,15 @@ import fsspec.implementations.http  # its import would count as silence of the f
 import numpy as np
 import pytest
 import torch
-from servers import Fault, s3, serve, upload
+from support.servers import Fault, s3, serve, upload
 
 from n2n_dist.data.dataset import Batch, CropDataset, DataSettings, RankOrder, open_data
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.data.prefetch import Prefetcher
+from n2n_dist.errors import Refusal
 from n2n_dist.shards.cache import TRIES, Cache, RemoteFile, Unavailable, location
 from n2n_dist.shards.index import Index
-from n2n_dist.errors import Refusal
 
 SHORT = 1.0
 """Seconds of silence that are enough here; a source that fails at once is given up after about as long."""

@@ -3,11 +3,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tars import png, write_tar
+from support.tars import png, write_tar
 
-from n2n_dist.shards.indexing import write_index
-from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
+from n2n_dist.shards.index import Index
+from n2n_dist.shards.indexing import write_index
 
 
 def test_several_folders_are_numbered_through(make_shards: Callable[..., Path]) -> None:

@@ -12,14 +12,14 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images import big_png, big_tiff, random_pixels
-from tars import png, read_whole, write_tar
+from support.images import big_png, big_tiff, random_pixels
+from support.tars import png, read_whole, write_tar
 
+from n2n_dist.errors import Refusal
 from n2n_dist.images.image import encode, write_image
+from n2n_dist.shards.index import Index
 from n2n_dist.shards.indexing import verify, write_index
 from n2n_dist.shards.reading import read_pixels
-from n2n_dist.shards.index import Index
-from n2n_dist.errors import Refusal
 
 
 @pytest.mark.parametrize("folder", ["scene", "scène", "long" * 40, "é" * 80])

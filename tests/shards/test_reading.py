@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from images import random_pixels
-from tars import png, read_whole, write_tar
+from support.images import random_pixels
+from support.tars import png, read_whole, write_tar
 
-from n2n_dist.shards import reading
+from n2n_dist.errors import Refusal
 from n2n_dist.images.image import encode
+from n2n_dist.shards import reading
+from n2n_dist.shards.index import Index
 from n2n_dist.shards.indexing import write_index
 from n2n_dist.shards.reading import read_pixels
-from n2n_dist.shards.index import Index
-from n2n_dist.errors import Refusal
 
 
 @pytest.mark.parametrize("extension", ["npy", "png"])

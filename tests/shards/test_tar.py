@@ -82,8 +82,8 @@ def test_an_error_of_the_disk_while_writing_is_not_lost(tmp_path: Path, monkeypa
 
 def test_building_does_not_import_torch(write_images: Callable[..., Path], tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from n2n_dist.building.build import build; from n2n_dist.building.plan import "
-        "Options; build(Path(sys.argv[1]), Path(sys.argv[2]), Options()); "
+        "import sys; from pathlib import Path; from n2n_dist.building.build import build; "
+        "from n2n_dist.building.plan import Options; build(Path(sys.argv[1]), Path(sys.argv[2]), Options()); "
         "print([name for name in ('torch', 'scipy', 'webdataset', 'matplotlib') if name in sys.modules])"
     )
     command = [sys.executable, "-c", program, str(write_images("a.png")), str(tmp_path / "out")]

@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
-from cluster import Cluster
+from slurm.cluster import Cluster
 
 
 @pytest.fixture(scope="session")

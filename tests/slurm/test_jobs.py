@@ -8,16 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import processes
 import pytest
-from cluster import Cluster, environment, missing
-from documents import SHORT, checkout, commands
-from images import random_pixels
+from slurm.cluster import Cluster, environment, missing
+from support import processes
+from support.documents import SHORT, checkout, commands
+from support.images import random_pixels
 
 import n2n_dist
 from n2n_dist.building.build import build
-from n2n_dist.images.image import write_image
 from n2n_dist.building.plan import BUILDING, Options
+from n2n_dist.images.image import write_image
 
 pytestmark = [
     pytest.mark.slow,

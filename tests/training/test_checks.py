@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from n2n_dist.checkpoint.format import Progress
+from n2n_dist.checkpoint.run_folder import OWNER
 from n2n_dist.data.dataset import CropDataset, RankOrder
 from n2n_dist.data.order import Order
-from n2n_dist.shards.index import Index
-from n2n_dist.errors import Refusal
-from n2n_dist.training import checks
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.checkpoint.format import Progress
+from n2n_dist.errors import Refusal
+from n2n_dist.shards.index import Index
+from n2n_dist.training import checks
 from n2n_dist.training.checks import check_damage, check_finite, check_machines, other_software
-from n2n_dist.checkpoint.run_folder import OWNER
 from n2n_dist.training.curves import Window
 
 

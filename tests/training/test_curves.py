@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import processes
 import pytest
 import torch
+from support import processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 

@@ -1,15 +1,15 @@
 from pathlib import Path
 
-import processes
 import pytest
 import safetensors.torch
 import torch
+from support import processes
 
 from n2n_dist.devices import autocast
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import Refusal
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.models.weights import load_model
-from n2n_dist.distributed.backend import Backend
 from n2n_dist.training.precision import TrainSettings, arrange, autocast_type, memory_format
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import free_port
+from support.processes import free_port
 
 from n2n_dist.training.curves import CHARTS
 

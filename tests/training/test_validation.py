@@ -2,20 +2,20 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import processes
 import pytest
 import torch
+from support import processes
 
 from n2n_dist.building.build import build
-from n2n_dist.data.dataset import DataSettings
-from n2n_dist.images.image import write_image
 from n2n_dist.building.plan import Options
-from n2n_dist.scenes import Grouping
-from n2n_dist.shards.index import Index
+from n2n_dist.data.dataset import DataSettings
+from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import write_image
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.noise.models import Bernoulli, Gaussian, NoNoise, Poisson
-from n2n_dist.distributed.backend import Backend
+from n2n_dist.scenes import Grouping
+from n2n_dist.shards.index import Index
 from n2n_dist.training.validation import ValidateSettings, Validation, selection_score
 
 DEMO = processes.ROOT / "shards/demo/validation"

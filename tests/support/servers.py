@@ -15,7 +15,8 @@ from pathlib import Path
 from unittest import mock
 
 import fsspec
-from processes import free_port
+
+from support.processes import free_port
 
 Fault = Callable[[str, int], str | None]
 """(name of the file, how often it was asked for, from 1) -> what goes wrong; None: nothing."""

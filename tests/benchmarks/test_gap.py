@@ -6,9 +6,9 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from processes import TINY
+from support.processes import TINY
 
-from n2n_dist.benchmark.gap import (
+from benchmarks.gap import (
     BINS,
     COMBINATIONS,
     Measured,
@@ -20,14 +20,14 @@ from n2n_dist.benchmark.gap import (
     mean_bias,
     table,
 )
-from n2n_dist.config import load
 from n2n_dist.building.build import build
-from n2n_dist.images.image import write_image
 from n2n_dist.building.plan import Options
-from n2n_dist.scenes import Grouping
+from n2n_dist.config import load
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import write_image
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import LAST, save_model
+from n2n_dist.scenes import Grouping
 
 
 def measured(psnr: float, bias: float = 0.0) -> Measured:

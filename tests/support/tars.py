@@ -5,11 +5,11 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from images import random_pixels
 
 from n2n_dist.images.image import encode
-from n2n_dist.shards.reading import read_pixels
 from n2n_dist.shards.index import Index
+from n2n_dist.shards.reading import read_pixels
+from support.images import random_pixels
 
 
 def read_whole(index: Index, number: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from unittest import mock
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "--config=configs/demo.yaml",
     "model.width=8",

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from n2n_dist.signals import MARKER
 from n2n_dist.checkpoint.run_folder import OWNER
+from n2n_dist.signals import MARKER
+from support import processes
 
 STEPS, EVERY = 24, 6
 SETTINGS = (

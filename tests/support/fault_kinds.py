@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from fault_rounds import EVERY, STEPS, Round, Skipped, Start, expect
 
+from n2n_dist.checkpoint.format import read_manifest
+from n2n_dist.checkpoint.run_folder import OWNER, STALE_SECONDS
 from n2n_dist.data.order import Order
 from n2n_dist.shards.index import Index
 from n2n_dist.signals import ECHO_SECONDS, MARKER, SIGNALS
-from n2n_dist.checkpoint.format import read_manifest
-from n2n_dist.checkpoint.run_folder import OWNER, STALE_SECONDS
+from support.fault_rounds import EVERY, STEPS, Round, Skipped, Start, expect
 
 
 def moment_of_a_save(round_: Round, run: Start) -> bool:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from n2n_dist.benchmark.encodings import tiles_of
+from benchmarks.encodings import tiles_of
 from n2n_dist.building.build import build
-from n2n_dist.building.tiles import SourceFile, Tile, cut
-from n2n_dist.images.image import find_images, read_image, write_image
 from n2n_dist.building.plan import Options
+from n2n_dist.building.tiles import SourceFile, Tile, cut
+from n2n_dist.errors import Refusal
+from n2n_dist.images.image import find_images, read_image, write_image
 from n2n_dist.scenes import Grouping, find_scenes
 from n2n_dist.shards.index import Index
-from n2n_dist.errors import Refusal
 
 IMAGES = 16
 """Photographs that are used of a folder: the largest ones."""

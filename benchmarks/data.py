@@ -21,17 +21,17 @@ import PIL.Image
 import torch
 import webdataset
 
-from n2n_dist.benchmark.building import building, write_photographs
-from n2n_dist.benchmark.encodings import encodings
-from n2n_dist.benchmark.scale import memory, scale
+from benchmarks.building import building, write_photographs
+from benchmarks.encodings import encodings
+from benchmarks.scale import memory, scale
 from n2n_dist.building.build import build
-from n2n_dist.data.dataset import CropDataset, RankOrder
-from n2n_dist.images.image import decode
-from n2n_dist.data.loader import make_loader
-from n2n_dist.shards.reading import read_window
-from n2n_dist.data.order import Order
 from n2n_dist.building.plan import Options
+from n2n_dist.data.dataset import CropDataset, RankOrder
+from n2n_dist.data.loader import make_loader
+from n2n_dist.data.order import Order
+from n2n_dist.images.image import decode
 from n2n_dist.shards.index import Index
+from n2n_dist.shards.reading import read_window
 
 CROP, BATCH = 128, 32
 ENCODINGS = ("npy", "png", "webp")

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from n2n_dist.benchmark import training
+from benchmarks import training
 
 
 def test_the_loop_is_compared_with_bare_steps(

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import torch
 
+from n2n_dist.checkpoint import format
+from n2n_dist.checkpoint.format import Progress
+from n2n_dist.checkpoint.manager import Checkpoints, CheckpointSettings
+from n2n_dist.distributed.backend import Backend
+from n2n_dist.distributed.batch import plan_batch
 from n2n_dist.errors import Refusal, run_command
 from n2n_dist.models.resunet import ModelSettings, ResUNet
-from n2n_dist.checkpoint import format
-from n2n_dist.distributed.backend import Backend, plan_batch
-from n2n_dist.checkpoint.manager import Checkpoints, CheckpointSettings
-from n2n_dist.checkpoint.format import Progress
 from n2n_dist.training.optim import OptimSettings, make_optimizer, update_ema
 
 LAUNCHES = (("cpu", 1), ("cpu", 2), ("zero1", 2), ("zero2", 2))
@@ -46,7 +47,7 @@ def checkpoint(rounds: int) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 command = ["accelerate", "launch", "--config_file", f"launch/backends/{file}.yaml"]
                 command += ["--num_processes", str(processes), "--main_process_port", "0"]
-                command += ["-m", "n2n_dist.benchmark.checkpoint", network, folder, "--rounds", str(rounds)]
+                command += ["-m", "benchmarks.checkpoint", network, folder, "--rounds", str(rounds)]
                 done = subprocess.run(
                     command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
                 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from n2n_dist.benchmark import scale
+from benchmarks import scale
 
 
 def test_memory_of_the_loader_is_printed(

@@ -6,8 +6,8 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from n2n_dist.errors import Failure, Refusal
 from n2n_dist.checkpoint import format as files
+from n2n_dist.errors import Failure, Refusal, run_command
 
 NOT_COMMITTED = {
     ".tmp": "unfinished: being written, or the run died in it",
@@ -102,7 +102,7 @@ def _mebibytes(folder: Path) -> float:
 def main() -> None:
     """Parse the command line and list or export."""
     parser = argparse.ArgumentParser(
-        prog="python -m n2n_dist.checkpoint.manager",
+        prog="python -m n2n_dist.checkpoint",
         description="List the checkpoints of a run and verify their bytes, or export one as weights.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
@@ -116,3 +116,7 @@ def main() -> None:
         raise Refusal(f"--export {step}: not a step; the list without --export has them")
     export(arguments.run, int(step), Path(weights))
     print(f"next: python launch/denoise.py --run {weights} NOISY_FOLDER DENOISED_FOLDER")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -11,10 +11,10 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from n2n_dist.images.image import decode, encode
-from n2n_dist.shards.reading import read_window
-from n2n_dist.shards.index import Index
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import decode, encode
+from n2n_dist.shards.index import Index
+from n2n_dist.shards.reading import read_window
 
 
 def tiles_of(index: Index) -> list[np.ndarray]:

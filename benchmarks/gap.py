@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
+from n2n_dist import rng
 from n2n_dist.config import Config, load
-from n2n_dist.shards.reading import read_pixels
-from n2n_dist.shards.index import Index
 from n2n_dist.devices import set_threads, use_gpu
 from n2n_dist.errors import Refusal
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import clip, psnr
 from n2n_dist.models.weights import LAST, load_model, trained_steps
-from n2n_dist import rng
+from n2n_dist.shards.index import Index
+from n2n_dist.shards.reading import read_pixels
 from n2n_dist.training.validation import EXACT
 
 COMBINATIONS = {

@@ -2,13 +2,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
+from support import processes
 
-from n2n_dist.images.image import read_image, write_image
-from n2n_dist.errors import Refusal
 from n2n_dist.checkpoint import format
-from n2n_dist.checkpoint.inspect import export, show
+from n2n_dist.checkpoint.__main__ import export, show
+from n2n_dist.errors import Refusal
+from n2n_dist.images.image import read_image, write_image
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from processes import ROOT
+from support.processes import ROOT
 
 DOCUMENTS = ("README.md", "shards/README.md", "docs/cluster.md")
 SHORT = (

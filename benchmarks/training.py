@@ -18,9 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from n2n_dist.config import load
-from n2n_dist.images.image import write_image
 from n2n_dist.devices import autocast, set_threads, use_gpu
 from n2n_dist.errors import Refusal
+from n2n_dist.images.image import write_image
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.models.weights import save_model
 from n2n_dist.objective import LossSettings, losses

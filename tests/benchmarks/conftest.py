@@ -1,5 +1,5 @@
-import processes
 import pytest
+from support import processes
 
 
 @pytest.fixture(autouse=True)

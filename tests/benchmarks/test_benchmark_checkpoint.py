@@ -2,14 +2,14 @@ import re
 import subprocess
 from pathlib import Path
 
-import processes
 import pytest
+from support import processes
 
-from n2n_dist.benchmark import checkpoint
+from benchmarks import checkpoint
 
 
 def test_two_processes_measure_their_saves_and_loads(tmp_path: Path) -> None:
-    script = ("n2n_dist/benchmark/checkpoint.py", "demo", tmp_path, "--rounds", 1)
+    script = ("benchmarks/checkpoint.py", "demo", tmp_path, "--rounds", 1)
     finished = processes.run(*script, world=2).checked()
     title, *lines = finished.out[0].splitlines()
     assert re.fullmatch(r"checkpoint: demo network, 0\.\d M parameters, DDP x 2", title)

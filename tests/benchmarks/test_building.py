@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from n2n_dist.benchmark.building import building, write_photographs
+from benchmarks.building import building, write_photographs
 from n2n_dist.errors import Refusal
 
 

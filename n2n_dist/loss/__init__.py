@@ -1,1 +1,0 @@
-"""Distances between a prediction and its target: between pixels, and between VGG-16 features."""

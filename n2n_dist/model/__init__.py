@@ -1,1 +1,0 @@
-"""The denoiser: blocks, the residual U-Net, and its weights file."""
