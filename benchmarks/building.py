@@ -19,7 +19,7 @@ from benchmarks.encodings import tiles_of
 from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
 from n2n_dist.building.tiles import SourceFile, Tile, cut
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import find_images, read_image, write_image
 from n2n_dist.scenes import Grouping, find_scenes
 from n2n_dist.shards.index import Index
@@ -93,7 +93,7 @@ def write_photographs(images: Path | None, folder: Path) -> int:
     """Write the largest photographs of a folder, or mosaics of the demo tiles, as PNG files; return how many.
 
     Raises:
-        Refusal: the folder has none that are large enough.
+        UserError: the folder has none that are large enough.
 
     """
     if images is None:
@@ -112,5 +112,5 @@ def write_photographs(images: Path | None, folder: Path) -> int:
         if count == IMAGES:
             break
     if not count:
-        raise Refusal(f"--images {images}: no 8-bit RGB image of 256x256 or more in it")
+        raise UserError(f"--images {images}: no 8-bit RGB image of 256x256 or more in it")
     return count

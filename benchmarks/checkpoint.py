@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from n2n_dist.checkpoint import format
-from n2n_dist.checkpoint.format import Progress
+from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.checkpoint.manager import Checkpoints, CheckpointSettings
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.batch import plan_batch
-from n2n_dist.errors import Refusal, run_command
+from n2n_dist.errors import UserError, run_command
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.training.optim import OptimSettings, make_optimizer, update_ema
 
@@ -52,7 +52,7 @@ def checkpoint(rounds: int) -> None:
                     command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
                 )
                 if done.returncode:
-                    raise Refusal(f"accelerate launch of {file}.yaml failed:\n{done.stderr}")
+                    raise UserError(f"accelerate launch of {file}.yaml failed:\n{done.stderr}")
             print(done.stdout[done.stdout.index("checkpoint: ") :], end="", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             start(network, Path(folder), rounds)
@@ -73,7 +73,7 @@ def start(name: str, folder: Path, rounds: int) -> None:
             done = subprocess.run(run, capture_output=True, text=True, check=False)
             seconds.append(time.perf_counter() - begun)
             if done.returncode:
-                raise Refusal(f"launch/train.py failed:\n{done.stderr}")
+                raise UserError(f"launch/train.py failed:\n{done.stderr}")
         shutil.rmtree(folder / str(number))
     more = [continued - new for new, continued in zip(times[1], times[2], strict=True)]
     print(f"checkpoint: {name} network, runs of one step from start to end")
@@ -94,8 +94,8 @@ def measure(name: str, run_dir: Path, rounds: int) -> None:
     model, stepper = backend.wrap(network, optimizer, images)
     checkpoints = Checkpoints(run_dir, CheckpointSettings(), backend)
     identity = {f"model.{key}": value for key, value in asdict(settings).items()}
-    identity |= {"data.crop": CROP, "pairs.source": "synthetic"}
-    progress = Progress(step=0, samples_seen=0, best=None, steps=1, data="", identity=identity)
+    identity |= {"data.crop": CROP, "pairs.name": "synthetic"}
+    progress = TrainState(step=0, samples_seen=0, best=None, steps=1, data="", identity=identity)
 
     def step() -> None:
         with backend.accumulate(model):
@@ -118,7 +118,7 @@ def measure(name: str, run_dir: Path, rounds: int) -> None:
         written = False
         while not written:  # the last step is partly beside it; all ranks must agree when to stop
             times["beside"].append(_seconds(step))
-            written = all(backend.agree(None, not checkpoints.busy))
+            written = all(backend.all_gather_or_raise(None, not checkpoints.busy))
         checkpoints.finish()
         progress.step += 1
         times["blocking"].append(_seconds(save) + _seconds(checkpoints.finish))
@@ -135,8 +135,8 @@ def measure(name: str, run_dir: Path, rounds: int) -> None:
         file = next(path.glob(f"__{backend.rank}_*"))
         times["digest"].append(_seconds(lambda file=file: format.sha256(file)))  # type: ignore[misc]
     size = file.stat().st_size
-    sizes = backend.agree(None, (size, checkpoints.staged_bytes))
-    if backend.main:
+    sizes = backend.all_gather_or_raise(None, (size, checkpoints.staged_bytes))
+    if backend.is_main:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         middle = {key: statistics.median(values) for key, values in times.items()}
         share = 16 * parameters / backend.world_size

@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import decode, encode
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_window
@@ -54,7 +54,7 @@ def encodings(index: Index) -> None:
         for name, (encoder, decoder) in codecs.items():
             try:
                 coded = [bytes(encoder(pixels)) for pixels in images]
-            except (Refusal, ValueError):
+            except (UserError, ValueError):
                 continue  # this encoding holds no 16-bit images
             times = [_seconds(decoder, encoded) for encoded in coded for _ in range(3)]
             share = sum(map(len, coded)) / sum(pixels.nbytes for pixels in images)

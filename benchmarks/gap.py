@@ -21,7 +21,7 @@ import torch
 from n2n_dist import rng
 from n2n_dist.config import Config, load
 from n2n_dist.devices import set_threads, use_gpu
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import clip, psnr
 from n2n_dist.models.weights import LAST, load_model, trained_steps
@@ -110,12 +110,12 @@ def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None
         output: folder for the runs and the report.
 
     Raises:
-        Refusal: before any run, where a combination is not a valid configuration, there is nothing to validate on, or
+        UserError: before any run, where a combination is not a valid configuration, there is nothing to validate on, or
             no seed; later, where a run failed or an earlier one is of another version's network.
 
     """
     if seeds < 1:
-        raise Refusal(f"--seeds {seeds}: must be 1 or more")
+        raise UserError(f"--seeds {seeds}: must be 1 or more")
     chosen = [setting for setting in settings if setting.startswith(CHOICES)]
     common = [setting for setting in settings if not setting.startswith(CHOICES)]
     wanted = {name: [*common, *combination] for name, combination in combinations(chosen).items()}
@@ -193,13 +193,11 @@ def brightness_bias(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
 
 def _check(config: Config, several: bool) -> None:
     if not config.validation_sets():
-        raise Refusal("data.validation null: the gap is measured there; name a folder of shards")
-    if config.pairs.source != "synthetic":
-        raise Refusal(
-            f"pairs.source {config.pairs.source}: the gap needs clean images, which only synthetic pairs have"
-        )
+        raise UserError("data.validation null: the gap is measured there; name a folder of shards")
+    if config.pairs.name != "synthetic":
+        raise UserError(f"pairs.name {config.pairs.name}: the gap needs clean images, which only synthetic pairs have")
     if several and config.validate.level is not None:
-        raise Refusal(f"validate.level {config.validate.level}: not of all noises; leave it out, or choose one noise")
+        raise UserError(f"validate.level {config.validate.level}: not of all noises; leave it out, or choose one noise")
 
 
 def _measured(config: Path, settings: Sequence[str], folder: Path) -> Measured:
@@ -212,9 +210,9 @@ def _measured(config: Path, settings: Sequence[str], folder: Path) -> Measured:
         command = [*launch, "launch/train.py", "--config", str(config), *settings]
         variables = {**os.environ, "OMP_NUM_THREADS": str(loaded.train.threads or torch.get_num_threads())}
         if subprocess.run(command, env=variables, check=False).returncode:
-            raise Refusal(f"{folder}: this run failed; its message stands above")
+            raise UserError(f"{folder}: this run failed; its message stands above")
         if trained_steps(folder / LAST) != loaded.train.steps:
-            raise Refusal(f"{folder}: this run was stopped; the same command continues it")
+            raise UserError(f"{folder}: this run was stopped; the same command continues it")
         found.write_text(json.dumps(vars(_measure(folder / LAST, loaded))))
     return Measured(**json.loads(found.read_text()))
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from n2n_dist.config import load
 from n2n_dist.devices import autocast, set_threads, use_gpu
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import write_image
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.models.weights import save_model
@@ -100,7 +100,7 @@ def denoise(megapixels: float, width: int) -> None:
             process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - start
         if process.returncode:
-            raise Refusal(f"launch/denoise.py ended with {process.returncode}; its message stands above")
+            raise UserError(f"launch/denoise.py ended with {process.returncode}; its message stands above")
     peak = usage.ru_maxrss / 2**20
     print(f"denoise: {megapixels:g} megapixels, width {width}: {peak:.2f} GiB at most, {seconds:.0f} s")
 

@@ -36,7 +36,7 @@ def denoise(
         to the type's range, float32 is not clipped.
 
     Raises:
-        n2n_dist.errors.Refusal: the weights are missing or of another version, or for another number of channels.
+        n2n_dist.errors.UserError: the weights are missing or of another version, or for another number of channels.
 
     """
     from n2n_dist.images.image import Image

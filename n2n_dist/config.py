@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from n2n_dist.checkpoint.format import describe_differences
 from n2n_dist.checkpoint.manager import CheckpointSettings
 from n2n_dist.data.dataset import DataSettings
-from n2n_dist.errors import Refusal, one_line, write_error_file
+from n2n_dist.errors import UserError, one_line, write_error_file
 from n2n_dist.models.resunet import ModelSettings
 from n2n_dist.noise.models import MODELS, Noise
 from n2n_dist.objective import LossSettings, check_objective
@@ -51,7 +51,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
-            raise Refusal(f"run.seed {self.seed}: must be 0 or more and below 2**63")
+            raise UserError(f"run.seed {self.seed}: must be 0 or more and below 2**63")
 
 
 @dataclasses.dataclass
@@ -82,7 +82,7 @@ class Config:
         if not isinstance(named, dict) or not all(
             isinstance(folder, str) and str(name).isidentifier() for name, folder in named.items()
         ):
-            raise Refusal(f"data.validation {value!r}: give a folder of shards, {{name: folder, ...}}, or null")
+            raise UserError(f"data.validation {value!r}: give a folder of shards, {{name: folder, ...}}, or null")
         return {name: location(folder) for name, folder in named.items()}
 
     def identity(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Config:
         """Check that the run folder is free, or holds this run.
 
         Raises:
-            Refusal: it holds a run of another identity (names the differing keys), or something else.
+            UserError: it holds a run of another identity (names the differing keys), or something else.
 
         """
         path = run_dir / "config.yaml"
@@ -102,17 +102,17 @@ class Config:
         except (FileNotFoundError, NotADirectoryError):
             return
         except Exception as error:
-            raise Refusal(f"run.dir {run_dir}: its config.yaml cannot be read ({one_line(error)})") from None
+            raise UserError(f"run.dir {run_dir}: its config.yaml cannot be read ({one_line(error)})") from None
         if not isinstance(there, dict) or not there.keys() >= {field.name for field in dataclasses.fields(self)}:
-            raise Refusal(f"run.dir {run_dir}: its config.yaml is not that of a run; choose another run.dir")
+            raise UserError(f"run.dir {run_dir}: its config.yaml is not that of a run; choose another run.dir")
         if differences := describe_differences(_identity(there), self.identity()):
-            raise Refusal(f"run.dir {run_dir}: holds another run: {differences}. Choose another run.dir")
+            raise UserError(f"run.dir {run_dir}: holds another run: {differences}. Choose another run.dir")
 
     def write(self, run_dir: Path) -> None:
         """Write every setting to RUN/config.yaml.
 
         Raises:
-            Refusal: the folder cannot be written.
+            UserError: the folder cannot be written.
 
         """
         try:
@@ -120,7 +120,7 @@ class Config:
             (run_dir / "error.txt").unlink(missing_ok=True)
             (run_dir / "config.yaml").write_text(self.to_yaml())
         except OSError as error:
-            raise Refusal(
+            raise UserError(
                 f"run.dir {run_dir}: cannot be written ({error.strerror or error}); choose another folder"
             ) from None
 
@@ -129,30 +129,30 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Load a YAML file, put `key=value` settings over it, and check every key, type and range.
 
     Raises:
-        Refusal: names the key, its value, what is allowed and the nearest known key.
+        UserError: names the key, its value, what is allowed and the nearest known key.
 
     """
     where = path or "the settings on the command line"
     try:
         given: Any = OmegaConf.load(path) if path else OmegaConf.create()
         if not OmegaConf.is_dict(given):
-            raise Refusal(f"{where}: not a configuration; it must hold sections such as data: and train:")
+            raise UserError(f"{where}: not a configuration; it must hold sections such as data: and train:")
         wrong = next((item for item in overrides if "=" not in item), None)
         if wrong is not None:
-            raise Refusal(f"{wrong!r}: settings are given as key=value, such as train.steps=1000")
+            raise UserError(f"{wrong!r}: settings are given as key=value, such as train.steps=1000")
         given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
         settings: Any = OmegaConf.to_container(given, resolve=True)
     except FileNotFoundError:
-        raise Refusal(f"{path}: no such file; configurations are in configs/") from None
+        raise UserError(f"{path}: no such file; configurations are in configs/") from None
     except (OSError, ValueError, omegaconf.errors.OmegaConfBaseException) as error:
-        raise Refusal(f"{where}: not a configuration ({one_line(error)})") from None
+        raise UserError(f"{where}: not a configuration ({one_line(error)})") from None
     except Exception as error:  # the YAML parser's own kinds of error
-        if isinstance(error, Refusal):
+        if isinstance(error, UserError):
             raise
-        raise Refusal(f"{where}: not valid YAML ({one_line(error)})") from None
+        raise UserError(f"{where}: not valid YAML ({one_line(error)})") from None
     try:
         return _check(settings)
-    except Refusal as refusal:
+    except UserError as refusal:
         run = settings.get("run")
         if isinstance(run, dict) and isinstance(run.get("dir"), str):
             write_error_file(Path(run["dir"]), refusal)
@@ -174,7 +174,7 @@ def _check(settings: dict[str, Any]) -> Config:
     }
     for name in settings:
         if name not in classes:
-            raise Refusal(f"{name}: unknown section{_nearest(name, classes)}; known are {', '.join(classes)}")
+            raise UserError(f"{name}: unknown section{_nearest(name, classes)}; known are {', '.join(classes)}")
     config = Config(**{name: _section(name, cls, settings.get(name) or {}) for name, cls in classes.items()})
     config.validation_sets()
     check_objective(config.noise, config.pairs, config.loss)
@@ -184,33 +184,33 @@ def _check(settings: dict[str, Any]) -> Config:
 
 def _noise_class(settings: Any, pairs: Any) -> type:
     """Choose the noise by its name; where nothing is said of it, images of real pairs are taken as they are."""
-    real = isinstance(pairs, dict) and pairs.get("source", "synthetic") != "synthetic"
+    real = isinstance(pairs, dict) and pairs.get("name", "synthetic") != "synthetic"
     default = "none" if real and not settings else "gaussian"
     name = settings.get("name", default) if isinstance(settings, dict) else default
     if not isinstance(name, str) or name not in MODELS:
-        raise Refusal(f"noise.name {name!r}: unknown{_nearest(str(name), MODELS)}; known are {', '.join(MODELS)}")
+        raise UserError(f"noise.name {name!r}: unknown{_nearest(str(name), MODELS)}; known are {', '.join(MODELS)}")
     return MODELS[name]
 
 
 def _check_crop(config: Config) -> None:
     """Check that half a crop of neighbours fits the network, in the words of the crop that was given."""
     multiple = 2 * config.model.divisor
-    if config.pairs.source == "neighbours" and config.data.crop % multiple:
-        raise Refusal(
-            f"data.crop {config.data.crop}: pairs.source neighbours halves it, so for this network it must be a "
+    if config.pairs.name == "neighbours" and config.data.crop % multiple:
+        raise UserError(
+            f"data.crop {config.data.crop}: pairs.name neighbours halves it, so for this network it must be a "
             f"multiple of {multiple}"
         )
 
 
 def _section(name: str, cls: type, settings: Any) -> Any:
     if not isinstance(settings, dict):
-        raise Refusal(
+        raise UserError(
             f"{name} {settings!r}: must be a section of settings, such as {name}.{dataclasses.fields(cls)[0].name}"
         )
     known = {field.name: field.type for field in dataclasses.fields(cls)}
     for key in settings:
         if key not in known:
-            raise Refusal(
+            raise UserError(
                 f"{name}.{key}: unknown setting{_nearest(key, known, f'{name}.')}; known are {', '.join(known)}"
             )
     schema = OmegaConf.structured(cls)
@@ -218,7 +218,7 @@ def _section(name: str, cls: type, settings: Any) -> Any:
         try:
             schema[key] = _as_written(value, str(known[key]))
         except omegaconf.errors.OmegaConfBaseException:
-            raise Refusal(f"{name}.{key} {value!r}: wrong type, must be {known[key]}") from None
+            raise UserError(f"{name}.{key} {value!r}: wrong type, must be {known[key]}") from None
     return OmegaConf.to_object(schema)
 
 

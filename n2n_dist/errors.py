@@ -13,15 +13,15 @@ from pathlib import Path
 from n2n_dist.signals import remove_marker
 
 
-class Refusal(Exception):
+class UserError(Exception):
     """Input or settings that cannot be worked with: names the key or file, the value and the remedy."""
 
 
-class Failure(Refusal):
+class StorageError(UserError):
     """What the machine could not do, such as write to a full disk: told like a refusal, but the input was good."""
 
 
-class LostProcess(Exception):
+class PeerLostError(Exception):
     """Another process of the run has died or hangs: nothing is wrong with the input, and the same command continues."""
 
 
@@ -42,14 +42,14 @@ def run_command(command: Callable[[], None]) -> None:
             stream.reconfigure(errors="backslashreplace")  # file names may be no text
     try:
         command()
-    except Refusal as refusal:
+    except UserError as refusal:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {refusal}", file=sys.stderr, flush=True)
-        sys.exit(1 if isinstance(refusal, Failure) else 2)
+        sys.exit(1 if isinstance(refusal, StorageError) else 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as a shell says it of a program that SIGINT ended
-    except LostProcess as lost:
+    except PeerLostError as lost:
         print(f"error: {lost}", file=sys.stderr, flush=True)
         sys.exit(1)
 
@@ -60,12 +60,12 @@ def write_error_file(run_dir: Path, error: BaseException) -> None:
     All ranks raise the same refusal, so only rank 0 writes it. That a process is lost is written by the first that
     notices, after what the lost one itself has left. A run that fails is not one to be continued by itself.
     """
-    if isinstance(error, Refusal) and os.environ.get("RANK", "0") != "0":
+    if isinstance(error, UserError) and os.environ.get("RANK", "0") != "0":
         return
     remove_marker(run_dir)
-    known = isinstance(error, Refusal | LostProcess)
+    known = isinstance(error, UserError | PeerLostError)
     text = str(error) if known else "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):  # the folder may be what the error is about
         if run_dir.is_dir():
-            with (run_dir / "error.txt").open("x" if isinstance(error, LostProcess) else "w") as file:
+            with (run_dir / "error.txt").open("x" if isinstance(error, PeerLostError) else "w") as file:
                 file.write(text.rstrip() + "\n")

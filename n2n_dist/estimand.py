@@ -60,19 +60,19 @@ def expectation(noise: Noise, pairs: PairSettings, loss: LossSettings) -> tuple[
         )
     if loss.perceptual > 0 and loss.form != "matched":
         how = "are biased" if loss.form == "plain" else "are biased, less with more captures"
-        remedy = "" if pairs.source == "neighbours" or pairs.target == "mean" else "set loss.form=matched, or "
+        remedy = "" if pairs.name == "neighbours" or pairs.target == "mean" else "set loss.form=matched, or "
         warnings.append(
             f"loss.form {loss.form}: features of noisy targets {how}, so some noise is learned as texture; "
             f"{remedy}loss.perceptual=0"
         )
-    if pairs.source == "neighbours" and noise.name in SHARED:
+    if pairs.name == "neighbours" and noise.name in SHARED:
         warnings.append(
-            f"pairs.source neighbours: neighbouring pixels share noise {noise.name}, which stays in the image; use "
+            f"pairs.name neighbours: neighbouring pixels share noise {noise.name}, which stays in the image; use "
             "captures"
         )
-    elif pairs.source == "neighbours" and "mean" not in known:
+    elif pairs.name == "neighbours" and "mean" not in known:
         warnings.append(
-            f"pairs.source neighbours: its consistency term draws towards the mean of {described}, which is not the "
+            f"pairs.name neighbours: its consistency term draws towards the mean of {described}, which is not the "
             "clean image; use captures"
         )
     clean = "" if warnings else ": the clean image"

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 
 ALEXNET = Path(__file__).parent / "weights" / "alexnet_features_fp16.safetensors"
 BLOCK = 8
@@ -131,14 +131,14 @@ class LPIPS(nn.Module):
         """Build the network of the `lpips` package with the bundled ImageNet backbone: nothing is downloaded.
 
         Raises:
-            Refusal: the bundled weights are missing or damaged.
+            UserError: the bundled weights are missing or damaged.
 
         """
         super().__init__()
         try:
             weights = safetensors.torch.load_file(ALEXNET)
         except (OSError, safetensors.SafetensorError) as error:
-            raise Refusal(
+            raise UserError(
                 f"{ALEXNET}: the weights of AlexNet cannot be read ({error}); install the package again"
             ) from None
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

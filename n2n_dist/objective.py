@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.losses.perceptual import LAYERS, VGGFeatures, matched_perceptual, perceptual
 from n2n_dist.losses.pixel import LEARNS, pixel_loss
 from n2n_dist.noise.models import Bernoulli, Noise, NoNoise
@@ -39,20 +39,20 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         if self.pixel not in LEARNS:
-            raise Refusal(f"loss.pixel {self.pixel!r}: must be one of {', '.join(LEARNS)}")
+            raise UserError(f"loss.pixel {self.pixel!r}: must be one of {', '.join(LEARNS)}")
         if self.form not in ("plain", "averaged", "matched"):
-            raise Refusal(f"loss.form {self.form!r}: must be plain, averaged or matched")
+            raise UserError(f"loss.form {self.form!r}: must be plain, averaged or matched")
         if not self.layers or not LAYERS.keys() >= set(self.layers):
-            raise Refusal(f"loss.layers {self.layers}: unknown or empty; choose from {', '.join(LAYERS)}")
+            raise UserError(f"loss.layers {self.layers}: unknown or empty; choose from {', '.join(LAYERS)}")
         if not 0 <= self.perceptual < float("inf"):
-            raise Refusal(f"loss.perceptual {self.perceptual}: must be 0 or more")
+            raise UserError(f"loss.perceptual {self.perceptual}: must be 0 or more")
 
     def extractor(self, channels: int) -> VGGFeatures | None:
         """Load the feature extractor, if the loss needs one."""
         if self.perceptual == 0:
             return None
         if channels not in (1, 3):
-            raise Refusal(
+            raise UserError(
                 f"loss.perceptual {self.perceptual}: VGG-16 sees 1 or 3 channels, not {channels}; set it to 0"
             )
         return VGGFeatures(self.layers, Path(self.weights) if self.weights else None)
@@ -62,46 +62,44 @@ def check_objective(noise: Noise, pairs: PairSettings, loss: LossSettings) -> No
     """Check that noise, pairs and loss can work together.
 
     Raises:
-        Refusal: names the setting that does not fit, and the remedy.
+        UserError: names the setting that does not fit, and the remedy.
 
     """
-    if pairs.source == "synthetic" and isinstance(noise, NoNoise):
-        raise Refusal(
-            "noise.name none: pairs.source synthetic puts noise on clean images; choose a noise, or set pairs.source "
+    if pairs.name == "synthetic" and isinstance(noise, NoNoise):
+        raise UserError(
+            "noise.name none: pairs.name synthetic puts noise on clean images; choose a noise, or set pairs.name "
             "to captures or neighbours for images that are noisy already"
         )
     if isinstance(noise, Bernoulli):
-        if pairs.source != "synthetic":
-            raise Refusal(
-                f"noise.name bernoulli: pairs.source {pairs.source} has no mask of lost pixels; use synthetic"
-            )
+        if pairs.name != "synthetic":
+            raise UserError(f"noise.name bernoulli: pairs.name {pairs.name} has no mask of lost pixels; use synthetic")
         if loss.pixel != "masked_l2" and not pairs.supervised:
-            raise Refusal(
+            raise UserError(
                 f"loss.pixel {loss.pixel}: counts the pixels that noise.name bernoulli has lost; use masked_l2"
             )
     elif loss.pixel == "masked_l2":
-        raise Refusal(f"loss.pixel masked_l2: noise.name {noise.name} loses no pixels, only bernoulli does; use l2")
+        raise UserError(f"loss.pixel masked_l2: noise.name {noise.name} loses no pixels, only bernoulli does; use l2")
     if loss.perceptual == 0 or pairs.supervised:
         return
-    if loss.form == "averaged" and pairs.source != "captures":
-        raise Refusal(f"loss.form averaged: needs pairs.source captures, not {pairs.source}; use matched or plain")
+    if loss.form == "averaged" and pairs.name != "captures":
+        raise UserError(f"loss.form averaged: needs pairs.name captures, not {pairs.name}; use matched or plain")
     if loss.form == "matched":
-        if pairs.source == "neighbours" or pairs.target == "mean":
-            chosen = "source neighbours" if pairs.source == "neighbours" else "target mean"
-            raise Refusal(f"loss.form matched: the noise of pairs.{chosen} is not that of noise.name; use plain")
+        if pairs.name == "neighbours" or pairs.target == "mean":
+            chosen = "source neighbours" if pairs.name == "neighbours" else "target mean"
+            raise UserError(f"loss.form matched: the noise of pairs.{chosen} is not that of noise.name; use plain")
         if isinstance(noise, NoNoise):
-            raise Refusal(
+            raise UserError(
                 "loss.form matched: needs the noise of the captures: noise.name=poisson-gaussian noise.lam=1/a "
                 "noise.read=sqrt(b)/a (0 for b below 0), of the noise variance a x + b that shards/audit.py prints; "
                 "where a is not above 0, noise.name=gaussian noise.sigma=255*sqrt(b)"
             )
-        if pairs.source == "captures" and isinstance(noise.ends, Sequence):
-            raise Refusal(f"noise.{noise.level_name} {noise.ends}: describes the captures; give one number")
+        if pairs.name == "captures" and isinstance(noise.ends, Sequence):
+            raise UserError(f"noise.{noise.level_name} {noise.ends}: describes the captures; give one number")
 
 
-def what_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings) -> str:
+def images_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings) -> str:
     """Return what the data set has to read, one of `n2n_dist.data.dataset.SOURCES`."""
-    if pairs.source == "captures":
+    if pairs.name == "captures":
         if pairs.supervised:
             return "supervised"
         if pairs.target == "mean":
@@ -111,7 +109,7 @@ def what_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings) -> str:
 
 
 def losses(
-    model: nn.Module, features: nn.Module | None, settings: LossSettings, pair: Pair, done: float = 0.0
+    model: nn.Module, features: nn.Module | None, settings: LossSettings, pair: Pair, fraction: float = 0.0
 ) -> dict[str, torch.Tensor]:
     """Return every part of the loss, and their weighted sum under `total`.
 
@@ -120,15 +118,15 @@ def losses(
         features: the extractor of the perceptual term, None for no such term.
         settings: of the loss.
         pair: of this batch.
-        done: share of the training that is done, in [0, 1).
+        fraction: fraction of the training that is done, in [0, 1).
 
     """
     prediction = model(pair.inputs)
-    parts = {"pixel": pixel_loss(settings.pixel, prediction, pair.targets, pair.mask, done)}
+    parts = {"pixel": pixel_loss(settings.pixel, prediction, pair.targets, pair.mask, fraction)}
     parts["total"] = parts["pixel"]
     if pair.neighbours is not None:
         parts["consistency"] = _consistency(model, prediction, pair.targets, pair.neighbours)
-        parts["total"] = parts["total"] + pair.neighbours.gamma * done * parts["consistency"]
+        parts["total"] = parts["total"] + pair.neighbours.gamma * fraction * parts["consistency"]
     if features is not None:
         if settings.form == "matched" and pair.noise is not None:
             first, second = (pair.noise(prediction, f"noise-prediction-{draw}") for draw in (1, 2))

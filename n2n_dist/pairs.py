@@ -13,7 +13,7 @@ import torch
 
 from n2n_dist import rng
 from n2n_dist.data.dataset import Batch
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.noise.models import Bernoulli, Noise
 
 FIRST = (0, 0, 1, 1, 2, 2, 3, 3)
@@ -25,7 +25,7 @@ SECOND = (1, 2, 0, 3, 0, 3, 1, 2)
 class PairSettings:
     """Where the two noisy versions of a scene come from."""
 
-    source: str = "synthetic"
+    name: str = "synthetic"
     """`synthetic`: clean images, two noise fields; `captures`: of one scene; `neighbours`: pixels of a noisy image."""
     target: str = "one"
     """Of captures, the target is `one` other capture, or the `mean` of all the others."""
@@ -35,22 +35,22 @@ class PairSettings:
     """Train on the clean target instead, for comparison (Noise2Clean)."""
 
     def __post_init__(self) -> None:
-        if self.source not in ("synthetic", "captures", "neighbours"):
-            raise Refusal(f"pairs.source {self.source!r}: must be synthetic, captures or neighbours")
+        if self.name not in ("synthetic", "captures", "neighbours"):
+            raise UserError(f"pairs.name {self.name!r}: must be synthetic, captures or neighbours")
         if self.target not in ("one", "mean"):
-            raise Refusal(f"pairs.target {self.target!r}: must be one or mean")
+            raise UserError(f"pairs.target {self.target!r}: must be one or mean")
         if not 0 <= self.gamma < float("inf"):
-            raise Refusal(f"pairs.gamma {self.gamma}: must be 0 or more")
-        if self.target == "mean" and self.source != "captures":
-            raise Refusal(f"pairs.target mean: pairs.source {self.source} has no other captures; set it to one")
-        if self.supervised and self.source == "neighbours":
-            raise Refusal(
-                "pairs.supervised true: pairs.source neighbours has no clean image; use synthetic or captures"
+            raise UserError(f"pairs.gamma {self.gamma}: must be 0 or more")
+        if self.target == "mean" and self.name != "captures":
+            raise UserError(f"pairs.target mean: pairs.name {self.name} has no other captures; set it to one")
+        if self.supervised and self.name == "neighbours":
+            raise UserError(
+                "pairs.supervised true: pairs.name neighbours has no clean image; use synthetic or captures"
             )
 
     def network_crop(self, crop: int) -> int:
         """Return the height and width of what the network is trained on, for crops of the given size."""
-        return crop // 2 if self.source == "neighbours" else crop
+        return crop // 2 if self.name == "neighbours" else crop
 
 
 @dataclass
@@ -119,10 +119,10 @@ def noisy_pair(batch: Batch, noise: Noise, pairs: PairSettings, seed: int) -> Pa
     """
     images = batch.normalised()
     keyed = KeyedNoise(noise, seed, batch.positions.tolist())
-    if pairs.source == "captures":
+    if pairs.name == "captures":
         averaged = images[:, 2] if images.shape[1] > 2 else None
         return Pair(images[:, 0], images[:, 1], averaged=averaged, noise=None if pairs.supervised else keyed)
-    if pairs.source == "neighbours":
+    if pairs.name == "neighbours":
         noisy = keyed(images[:, 0], "noise-input")
         choice = torch.stack([_choose_neighbours(noisy, seed, position) for position in keyed.positions])
         return Pair(*neighbour_pair(noisy, choice), neighbours=Neighbours(noisy, choice, pairs.gamma))

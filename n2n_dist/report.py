@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from n2n_dist import signals
-from n2n_dist.checkpoint.format import Progress
+from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.config import Config
 from n2n_dist.data.order import Order
 from n2n_dist.distributed.backend import Backend
@@ -32,7 +32,7 @@ def start(
     precision = "fp32" if dtype is None else "bf16 autocast"
     targets = " (clean targets)" if config.pairs.supervised else ""
     noise = "of the images, which are taken as they are" if config.noise.name == "none" else config.noise.name
-    if config.pairs.source == "captures":
+    if config.pairs.name == "captures":
         noise = "of the captures"
         if config.validation_sets():
             noise += "; PSNR is estimated from two of them (uPSNR), unless the shards hold clean references"
@@ -46,7 +46,7 @@ def start(
             f"world    {backend.name}: {backend.world_size} process(es) on {_machines(backend)}, {precision}",
             f"batch    {backend.plan}, {config.data.crop} x {config.data.crop} pixels",
             f"data     {len(index):,} samples in {shards:,} shards, {epoch:,} steps an epoch",
-            f"noise    {noise}, pairs {config.pairs.source}{targets}",
+            f"noise    {noise}, pairs {config.pairs.name}{targets}",
             f"network  ResUNet of {parameters / 1e6:.2f} M parameters, loss {config.loss.pixel}{perceptual}",
             f"learns   {learned}",
             f"run      {config.run.dir}; watch it with: tensorboard --logdir {Path(config.run.dir).parent}",
@@ -77,7 +77,7 @@ def plan(
     )
 
 
-def continuing(progress: Progress, steps: int) -> str:
+def continuing(progress: TrainState, steps: int) -> str:
     """Say where the run goes on, and what another number of steps does."""
     text = f"continuing after step {progress.step:,} of {steps:,}"
     if progress.steps != steps:
@@ -93,7 +93,7 @@ def scores(step: int, values: dict[str, float]) -> str:
     )
 
 
-def end(run_dir: Path, progress: Progress, validation: Validation) -> str:
+def end(run_dir: Path, progress: TrainState, validation: Validation) -> str:
     """Say what came out and what to do next."""
     best = f", best validation score {progress.best:.2f} dB" if progress.best is not None else ""
     return "\n".join(
@@ -105,7 +105,7 @@ def end(run_dir: Path, progress: Progress, validation: Validation) -> str:
     )
 
 
-def stopped(progress: Progress, received: tuple[str, float]) -> str:
+def stopped(progress: TrainState, received: tuple[str, float]) -> str:
     """Say where a signal, its name and the seconds since then given by `received`, stopped the run."""
     name, seconds = received
     done = f"saved after step {progress.step:,}" if progress.step else "before the first step, nothing to save"

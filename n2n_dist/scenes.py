@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.formats import Size, open_frames
 from n2n_dist.images.image import find_images
 
@@ -34,18 +34,18 @@ class Grouping:
 
     def __post_init__(self) -> None:
         if self.captures not in (None, "folder", "stack", "pattern"):
-            raise Refusal(f"--captures {self.captures}: must be folder, stack, or pattern 'REGEX'")
+            raise UserError(f"--captures {self.captures}: must be folder, stack, or pattern 'REGEX'")
         if (self.captures == "pattern") != (self.pattern is not None):
-            raise Refusal("--captures pattern: give the regular expression after it, and only there")
+            raise UserError("--captures pattern: give the regular expression after it, and only there")
         if self.captures is None and (self.consecutive or self.clean):
-            raise Refusal("--frames and --clean need --captures, which says what a scene is")
+            raise UserError("--frames and --clean need --captures, which says what a scene is")
         for option, expression, names in (
             ("--captures pattern", self.pattern, {"scene", "capture"}),
             ("--clean", self.clean, set() if self.captures == "folder" else {"scene"}),
         ):
             if expression is not None and not names <= _compiled(option, expression).groupindex.keys():
                 groups = " and ".join(f"(?P<{name}>...)" for name in sorted(names, reverse=True))
-                raise Refusal(f"{option} {expression!r}: needs named groups {groups}")
+                raise UserError(f"{option} {expression!r}: needs named groups {groups}")
 
 
 @dataclass
@@ -91,7 +91,7 @@ def find_scenes(source: Path, grouping: Grouping) -> Found:
     """Group the image files below `source`; reads their headers, not their pixels.
 
     Raises:
-        Refusal: no image, none that the pattern matches, or files that lie outside a scene.
+        UserError: no image, none that the pattern matches, or files that lie outside a scene.
 
     """
     files = [path.relative_to(source).as_posix() for path in find_images(source)]
@@ -104,7 +104,7 @@ def find_scenes(source: Path, grouping: Grouping) -> Found:
             frames = _frames(source, members, sizes, several=grouping.captures in (None, "stack"))
             reference = _frames(source, [clean[name]], sizes)[0] if name in clean else None
             found.scenes += _scenes(source, name, frames, reference, sizes, grouping)
-        except Refusal as refusal:
+        except UserError as refusal:
             found.bad.append(str(refusal))
     return found
 
@@ -120,19 +120,21 @@ def _group(
         if grouping.clean is not None and (match := re.search(grouping.clean, file)):
             name = match.groupdict().get("scene", folder) or folder
             if name in clean:
-                raise Refusal(f"--clean {grouping.clean!r}: finds {clean[name]} and {file} for one scene")
+                raise UserError(f"--clean {grouping.clean!r}: finds {clean[name]} and {file} for one scene")
             clean[name] = file
             continue
         name, capture = file, file
         match grouping.captures:
             case "folder" if not folder:
-                raise Refusal(f"{source}: images outside a scene folder, such as {file}; wanted {source}/SCENE/{file}")
+                raise UserError(
+                    f"{source}: images outside a scene folder, such as {file}; wanted {source}/SCENE/{file}"
+                )
             case "folder":
                 name = folder
             case "stack":
                 name = file.rpartition(".")[0]
                 if name in captures:
-                    raise Refusal(
+                    raise UserError(
                         f"--captures stack: {captures[name][0][1]} and {file} are both scene {name!r}; rename one"
                     )
             case "pattern":
@@ -143,9 +145,9 @@ def _group(
                 name, capture = match["scene"], match["capture"]
         captures.setdefault(name, []).append((capture, file))
     if not captures:
-        raise Refusal(f"--captures pattern {grouping.pattern!r}: matches none of the files, such as {files[0]}")
+        raise UserError(f"--captures pattern {grouping.pattern!r}: matches none of the files, such as {files[0]}")
     if lost := sorted(clean.keys() - captures.keys()):
-        raise Refusal(f"--clean {grouping.clean!r}: {clean[lost[0]]} is of scene {lost[0]!r}, which has no captures")
+        raise UserError(f"--clean {grouping.clean!r}: {clean[lost[0]]} is of scene {lost[0]!r}, which has no captures")
     ordered = {
         name: [file for _, file in sorted(members, key=lambda member: [_natural(part) for part in member])]
         for name, members in captures.items()
@@ -158,7 +160,7 @@ def _scenes(
     name: str,
     frames: list[Frame],
     clean: Frame | None,
-    sizes: dict[str, list[Size] | Refusal],
+    sizes: dict[str, list[Size] | UserError],
     grouping: Grouping,
 ) -> list[Scene]:
     def size(frame: Frame) -> Size:
@@ -168,10 +170,10 @@ def _scenes(
         names = [name] if len(frames) == 1 else [f"{name}#{frame.number}" for frame in frames]
         return [Scene(own, name, [frame], size(frame)) for own, frame in zip(names, frames, strict=True)]
     if len(frames) < 2 and (clean is None or grouping.consecutive):
-        raise Refusal(f"{source / frames[0].file}: the only capture of its scene; a pair needs two or more")
+        raise UserError(f"{source / frames[0].file}: the only capture of its scene; a pair needs two or more")
     for frame in [*frames, *([clean] if clean else [])]:
         if size(frame) != size(frames[0]):
-            raise Refusal(
+            raise UserError(
                 f"{source / frame.file}{_place(frame)} has {size(frame)} pixels, but {source / frames[0].file}"
                 f"{_place(frames[0])} of the same scene {size(frames[0])}; captures of a scene must agree"
             )
@@ -184,27 +186,27 @@ def _scenes(
 
 
 def _frames(
-    source: Path, files: Sequence[str], sizes: dict[str, list[Size] | Refusal], several: bool = False
+    source: Path, files: Sequence[str], sizes: dict[str, list[Size] | UserError], several: bool = False
 ) -> list[Frame]:
     frames = []
     for file in files:
         found = sizes[file]
-        if isinstance(found, Refusal):
-            raise Refusal(f"{source / file}: {found}")
+        if isinstance(found, UserError):
+            raise UserError(f"{source / file}: {found}")
         if len(found) > 1 and not several:
-            raise Refusal(f"{source / file}: holds {len(found)} frames; give one capture a file, or --captures stack")
+            raise UserError(f"{source / file}: holds {len(found)} frames; give one capture a file, or --captures stack")
         frames += [Frame(file, number) for number in range(len(found))]
     return frames
 
 
-def _sizes(path: Path) -> list[Size] | Refusal:
+def _sizes(path: Path) -> list[Size] | UserError:
     try:
         with path.open("rb") as file:
             return open_frames(file, path.suffix).sizes
-    except Refusal as refusal:
+    except UserError as refusal:
         return refusal
     except OSError as error:
-        return Refusal(f"cannot be read ({error.strerror or error})")
+        return UserError(f"cannot be read ({error.strerror or error})")
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -220,4 +222,4 @@ def _compiled(option: str, expression: str) -> re.Pattern[str]:
     try:
         return re.compile(expression)
     except re.error as error:
-        raise Refusal(f"{option} {expression!r}: not a regular expression ({error})") from None
+        raise UserError(f"{option} {expression!r}: not a regular expression ({error})") from None

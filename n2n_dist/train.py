@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from n2n_dist import report, signals
-from n2n_dist.checkpoint.format import Progress, describe_differences
+from n2n_dist.checkpoint.format import TrainState, describe_differences
 from n2n_dist.checkpoint.manager import Checkpoints
-from n2n_dist.checkpoint.run_folder import Owner
+from n2n_dist.checkpoint.run_folder import RunLock
 from n2n_dist.config import Config, RunSettings
 from n2n_dist.data.dataset import RankOrder, open_data
 from n2n_dist.data.loader import make_loader
@@ -23,17 +23,17 @@ from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.devices import autocast
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.batch import plan_batch
-from n2n_dist.distributed.watchdog import Watchdog, lost_process
-from n2n_dist.errors import Refusal, write_error_file
+from n2n_dist.distributed.watchdog import Watchdog, peer_lost
+from n2n_dist.errors import UserError, write_error_file
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist.models.weights import LAST, load_model, save_model
-from n2n_dist.objective import losses, what_to_read
+from n2n_dist.objective import images_to_read, losses
 from n2n_dist.pairs import noisy_pair
-from n2n_dist.shards.cache import Unavailable
+from n2n_dist.shards.cache import SourceUnavailableError
 from n2n_dist.training.checks import check_continuation, check_damage, check_finite, check_machines
 from n2n_dist.training.curves import OwnTime, Stragglers, Tracker, Window, memory_bytes
 from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
-from n2n_dist.training.precision import arrange, autocast_type, memory_format
+from n2n_dist.training.precision import autocast_type, memory_format, prepare_models
 from n2n_dist.training.validation import Validation, selection_score
 
 DRY_RUN_STEPS = 4
@@ -54,26 +54,26 @@ def train(config: Config, dry_run: bool = False) -> None:
         dry_run: print the plan with the measured time of a step, write nothing, and stop.
 
     Raises:
-        Refusal: data, settings or checkpoint cannot be worked with; also left in RUN/error.txt.
-        Failure: the last checkpoint or the weights cannot be written; likewise.
-        LostProcess: another process of the run has died.
+        UserError: data, settings or checkpoint cannot be worked with; also left in RUN/error.txt.
+        StorageError: the last checkpoint or the weights cannot be written; likewise.
+        PeerLostError: another process of the run has died.
 
     """
     run_dir = Path(config.run.dir)
     if not dry_run:
         signals.remove_marker(run_dir)
-    owner = Owner(run_dir)
+    lock = RunLock(run_dir)
 
     def leave_error(error: BaseException) -> None:
-        if not (dry_run or owner.foreign):
+        if not (dry_run or lock.taken_over):
             write_error_file(run_dir, error)
 
     with contextlib.ExitStack() as at_end:
-        at_end.callback(owner.release)
+        at_end.callback(lock.release)
         try:
-            _train(config, run_dir, dry_run, owner, Watchdog(config.train.timeout, leave_error), at_end)
+            _train(config, run_dir, dry_run, lock, Watchdog(config.train.timeout, leave_error), at_end)
         except Exception as error:
-            lost = lost_process(error)
+            lost = peer_lost(error)
             leave_error(lost or error)
             if lost:
                 raise lost from None
@@ -81,14 +81,14 @@ def train(config: Config, dry_run: bool = False) -> None:
 
 
 def _train(
-    config: Config, run_dir: Path, dry_run: bool, owner: Owner, watchdog: Watchdog, at_end: contextlib.ExitStack
+    config: Config, run_dir: Path, dry_run: bool, lock: RunLock, watchdog: Watchdog, at_end: contextlib.ExitStack
 ) -> None:
     # processes, data and batch arithmetic: refused before anything large is allocated
     plan = plan_batch(config.data.batch, config.train.micro_batch)
     dtype = autocast_type(config.train.precision)
     backend = Backend(plan, config.optim.clip, dtype, config.train.threads, watchdog)
-    channels, source = config.model.channels, what_to_read(config.pairs, config.noise, config.loss)
-    index, order, dataset = backend.on_all(
+    channels, source = config.model.channels, images_to_read(config.pairs, config.noise, config.loss)
+    index, order, dataset = backend.run_on_all_ranks(
         lambda: open_data(config.data, config.run.seed, channels, source, backend.machine_slots)
     )
 
@@ -98,26 +98,26 @@ def _train(
     ema.to(memory_format=memory_format(config.train)).eval().requires_grad_(False)
     features = config.loss.extractor(channels)
     features = features.to(backend.device) if features is not None else None
-    arrange(network, features, config.train, backend)
-    sets, pairs = config.validation_sets(), config.pairs.source
-    validation = backend.on_all(
+    prepare_models(network, features, config.train, backend)
+    sets, pairs = config.validation_sets(), config.pairs.name
+    validation = backend.run_on_all_ranks(
         lambda: Validation(sets, config.noise, pairs, config.validate, channels, backend.device, config.data)
     )
     optimizer = make_optimizer(network, config.optim)
 
     # continue where the newest good checkpoint stands
-    progress = Progress(
+    progress = TrainState(
         step=0, samples_seen=0, best=None, steps=config.train.steps, data=index.fingerprint, identity=config.identity()
     )
-    checkpoints = Checkpoints(run_dir, config.checkpoint, backend, owner.problem)
+    checkpoints = Checkpoints(run_dir, config.checkpoint, backend, lock.lost_error)
     at_end.callback(checkpoints.close)
     found = None
     if not dry_run:
-        backend.on_main(lambda: config.check_run_dir(run_dir))
-        backend.on_main(lambda: owner.claim(lambda line: print(line, flush=True)))
+        backend.run_on_rank0(lambda: config.check_run_dir(run_dir))
+        backend.run_on_rank0(lambda: lock.acquire(lambda line: print(line, flush=True)))
         check_machines(run_dir, backend)
         found = checkpoints.newest(warn=print)
-        backend.on_main(lambda: check_continuation(run_dir, found, progress))
+        backend.run_on_rank0(lambda: check_continuation(run_dir, found, progress))
     if found:
         path, progress = found
         checkpoints.load(path, network, ema, optimizer, progress)
@@ -134,10 +134,10 @@ def _train(
     if index.remote and backend.local_rank == 0 and not dry_run:
         prefetcher.start()  # after the loader: its workers are forked, and a fork should copy no lock that is held
     own_time, stragglers = OwnTime(backend.device), Stragglers(backend.hosts)
-    gone: list[Refusal] = []
+    gone: list[UserError] = []
     """Why this rank's crops are zeros; the other ranks do not know yet."""
 
-    def optimise(step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, float, list[Refusal]]:
+    def optimise(step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, float, list[UserError]]:
         """Make one step: parts of the loss, gradient norm, seconds spent waiting for data, replaced samples."""
         for group in stepper.param_groups:
             group["lr"] = learning_rate(config.optim, step, config.train.steps)
@@ -149,12 +149,12 @@ def _train(
             batch = next(loader)
             waited += time.perf_counter() - start
             bad += batch.bad
-            gone.extend(message for message in batch.bad if isinstance(message, Unavailable))
+            gone.extend(message for message in batch.bad if isinstance(message, SourceUnavailableError))
             pair = noisy_pair(batch, config.noise, config.pairs, config.run.seed)
             pair.inputs = pair.inputs.contiguous(memory_format=memory_format(config.train))
             with backend.accumulate(model):
                 with autocast(backend.device, dtype):
-                    terms = losses(model, features, config.loss, pair, done=step / config.train.steps)
+                    terms = losses(model, features, config.loss, pair, fraction=step / config.train.steps)
                 own_time.mark()
                 backend.backward(terms["total"])
             for name, value in terms.items():
@@ -165,14 +165,14 @@ def _train(
 
     if dry_run:
         times = [_timed(optimise, step) for step in range(DRY_RUN_STEPS)]
-        backend.agree(next(iter(gone), None))
-        if backend.main:
+        backend.all_gather_or_raise(next(iter(gone), None))
+        if backend.is_main:
             print(report.plan(config, backend, dtype, index, order, network, seconds_per_step=min(times[1:])))
         backend.close()
         return
 
-    backend.on_main(lambda: config.write(run_dir))
-    tracker = Tracker(run_dir, progress.step, config.train.steps, backend.main)
+    backend.run_on_rank0(lambda: config.write(run_dir))
+    tracker = Tracker(run_dir, progress.step, config.train.steps, backend.is_main)
     tracker.text("configuration", config.to_yaml())
     tracker.say(report.start(config, backend, dtype, index, order, network))
     if found:
@@ -185,24 +185,24 @@ def _train(
         measured = validation.run(ema, backend)
         if measured is None:
             return True
-        scores, strips = measured
+        scores, panels = measured
         curves = {f"validation/{name.removeprefix('validation/')}": value for name, value in scores.items()}
         tracker.scalars(progress.step, curves)
         tracker.settings(config.identity(), [name for name in curves if "noisy" not in name])
-        tracker.strips(progress.step, strips)
+        tracker.panels(progress.step, panels)
         tracker.say(report.scores(progress.step, scores))
         score = selection_score(scores)
         if progress.best is None or score > progress.best:
             progress.best, progress.best_step = score, progress.step
         return False
 
-    stopping = any(backend.agree(None, signals.received()))
+    stopping = any(backend.all_gather_or_raise(None, signals.received()))
     progress.owes_validation = progress.owes_validation and bool(validation.sets)
     if progress.owes_validation and not stopping:
         progress.owes_validation = validate()
         if not progress.owes_validation:
             checkpoints.save(network, ema, stepper, progress)
-        stopping = any(backend.agree(None, signals.received()))
+        stopping = any(backend.all_gather_or_raise(None, signals.received()))
     saved_at = time.monotonic()
     agree_at, pace = progress.step + 1, math.inf  # the first step may take long, so the others are not left alone
     window = Window()
@@ -223,15 +223,15 @@ def _train(
         saving = last or validating or progress.step % config.checkpoint.every == 0
         logging = saving or progress.step % config.train.log_every == 0
         if logging or progress.step >= agree_at:  # before anything is logged or saved
-            refusal = next(iter(gone), None) or owner.problem()
-            requests, paces = zip(*backend.agree(refusal, (signals.received(), pace)), strict=True)
+            refusal = next(iter(gone), None) or lock.lost_error()
+            requests, paces = zip(*backend.all_gather_or_raise(refusal, (signals.received(), pace)), strict=True)
             stopping = any(requests)
             agree_at = progress.step + max(1, min(AGREE_EVERY, int(AGREE_SECONDS / max(paces))))
             pace = window.seconds() / window.steps  # now that this rank has waited for its device
         if logging or stopping:
             # one vector holds all that the ranks must agree on, rank 0's clock too
             means = window.means()
-            minutes = (time.monotonic() - saved_at) / 60 if backend.main else 0.0
+            minutes = (time.monotonic() - saved_at) / 60 if backend.is_main else 0.0
             measured = torch.tensor([window.waited / window.seconds(), window.bad_samples, minutes]).double()
             own_times = torch.zeros(backend.world_size).double()
             own_times[backend.rank] = own_time.seconds()
@@ -261,21 +261,23 @@ def _train(
             if saving:
                 checkpoints.save(network, ema, stepper, progress)
                 saved_at = time.monotonic()
-                stopping = any(backend.agree(None, signals.received()))  # a signal meanwhile needs no other save
+                stopping = any(
+                    backend.all_gather_or_raise(None, signals.received())
+                )  # a signal meanwhile needs no other save
             window = Window()
 
     checkpoints.finish()
     stopped = stopping and (progress.step < config.train.steps or progress.owes_validation)
     if not stopped:
-        backend.on_main(lambda: save_model(run_dir / LAST, ema, progress.step))
+        backend.run_on_rank0(lambda: save_model(run_dir / LAST, ema, progress.step))
     tracker.close()
     if stopped:
-        first = max(filter(None, backend.agree(None, signals.received())), key=itemgetter(1))
+        first = max(filter(None, backend.all_gather_or_raise(None, signals.received())), key=itemgetter(1))
         text = report.stopped(progress, first)
-        backend.on_main(lambda: signals.leave_marker(run_dir, text))
+        backend.run_on_rank0(lambda: signals.leave_marker(run_dir, text))
     else:
         text = report.end(run_dir, progress, validation)
-    if backend.main:
+    if backend.is_main:
         print(text, flush=True)
     backend.close()
 
@@ -286,7 +288,7 @@ def _initialise(network: ResUNet, settings: RunSettings) -> None:
     start = load_model(settings.init) if settings.init else ResUNet(network.settings, network.crop)
     if start.settings != network.settings:
         differences = describe_differences(asdict(start.settings), asdict(network.settings))
-        raise Refusal(
+        raise UserError(
             f"run.init {settings.init}: weights of another network ({differences}); give the model.* settings it was "
             "trained with"
         )

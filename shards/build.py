@@ -17,7 +17,7 @@ from pathlib import Path
 
 from n2n_dist.building.build import build, merge
 from n2n_dist.building.plan import Options, Report, parse_part, unfinished
-from n2n_dist.errors import Refusal, run_command
+from n2n_dist.errors import UserError, run_command
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import VALIDATION, read_index
 from n2n_dist.shards.indexing import verify, write_index
@@ -63,7 +63,7 @@ def main() -> None:
     captures, frames, clean = (arguments.pop(name) for name in ("captures", "frames", "clean"))
     how, *pattern = captures or [None]
     if len(pattern) > 1:
-        raise Refusal(f"--captures {' '.join(captures)}: put it after the two folders, the pattern in quotes")
+        raise UserError(f"--captures {' '.join(captures)}: put it after the two folders, the pattern in quotes")
     grouping = Grouping(how, *pattern, consecutive=frames is not None, clean=clean)
     options = Options(grouping, **arguments)
     _say(destination, build(source, destination, options, parse_part(part), jobs), part)

@@ -72,7 +72,7 @@ def make_weights(tmp_path: Path) -> Callable[..., Path]:
 
     def make(channels: int = 3, offset: float = 0.0) -> Path:
         model = ResUNet(ModelSettings(channels=channels, width=8, depths=[1, 1]))
-        torch.nn.init.constant_(model.exit.bias, offset)
+        torch.nn.init.constant_(model.head.bias, offset)
         save_model(tmp_path / f"{channels}-{offset}.safetensors", model)
         return tmp_path / f"{channels}-{offset}.safetensors"
 

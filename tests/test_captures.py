@@ -54,7 +54,7 @@ def test_captures_to_denoised_files(tmp_path: Path, captures: int, target: str) 
         f"data.shards={shards}",
         f"data.validation={shards / 'validation'}",
         "data.batch=4",
-        "pairs.source=captures",
+        "pairs.name=captures",
         "model.channels=1",
         "loss.pixel=l2",
     )

@@ -17,7 +17,7 @@ from n2n_dist import config
 from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
 from n2n_dist.config import IDENTITY, Config, load
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.estimand import expectation
 from n2n_dist.images.image import write_image
 from n2n_dist.noise.models import MODELS, Bernoulli, Gaussian, NoNoise, Poisson, PoissonGaussian
@@ -88,16 +88,16 @@ def test_choosing_a_noise_chooses_its_settings() -> None:
 
 
 def test_a_configuration_of_a_noise_keeps_it_with_any_source_of_pairs() -> None:
-    noise = load(Path("configs/gaussian25.yaml"), ["pairs.source=neighbours"]).noise
+    noise = load(Path("configs/gaussian25.yaml"), ["pairs.name=neighbours"]).noise
     assert (noise.name, noise.ends) == ("gaussian", 25.0)
 
 
 def test_images_of_real_pairs_are_taken_as_they_are_unless_a_noise_is_named() -> None:
     for source in ("captures", "neighbours"):
-        assert load(None, [f"pairs.source={source}"]).noise == NoNoise()
-        assert load(None, [f"pairs.source={source}", "noise.sigma=10"]).noise == Gaussian(sigma=10)
+        assert load(None, [f"pairs.name={source}"]).noise == NoNoise()
+        assert load(None, [f"pairs.name={source}", "noise.sigma=10"]).noise == Gaussian(sigma=10)
     assert load(None, ["noise.sigma=10"]).noise == Gaussian(sigma=10)
-    assert load(None, ["pairs.source=captures", "noise.name=poisson"]).noise == Poisson()
+    assert load(None, ["pairs.name=captures", "noise.name=poisson"]).noise == Poisson()
 
 
 @pytest.mark.parametrize(
@@ -132,21 +132,21 @@ def test_images_of_real_pairs_are_taken_as_they_are_unless_a_noise_is_named() ->
         ("noise.sigma=[1,2,3]", r"^noise.sigma \[1, 2, 3\]: must be"),
         ("noise.sigma=much", "^noise.sigma 'much': must be"),
         ("noise.name=poisson noise.lam=0", "^noise.lam 0: must be"),
-        ("pairs.source=captive", "^pairs.source 'captive': must be synthetic, captures or neighbours"),
-        ("pairs.target=mean", "^pairs.target mean: pairs.source synthetic has no other captures; set it to one"),
-        ("noise.name=none", "^noise.name none: pairs.source synthetic puts noise on clean images; choose a noise"),
+        ("pairs.name=captive", "^pairs.name 'captive': must be synthetic, captures or neighbours"),
+        ("pairs.target=mean", "^pairs.target mean: pairs.name synthetic has no other captures; set it to one"),
+        ("noise.name=none", "^noise.name none: pairs.name synthetic puts noise on clean images; choose a noise"),
         ("noise.name=bernoulli", "^loss.pixel l1: counts the pixels that noise.name bernoulli has lost; use masked_l2"),
         ("noise.name=bernoulli noise.keep=1.5", "^noise.keep 1.5: must be"),
         ("noise.name=correlated noise.blur=wide", "^noise.blur 'wide': wrong type, must be float"),
-        ("pairs.source=captures loss.form=matched", "^loss.form matched: needs the noise of the captures: noise.name="),
+        ("pairs.name=captures loss.form=matched", "^loss.form matched: needs the noise of the captures: noise.name="),
         (
-            "pairs.source=neighbours data.crop=72",
-            "^data.crop 72: pairs.source neighbours halves it, .* multiple of 32$",
+            "pairs.name=neighbours data.crop=72",
+            "^data.crop 72: pairs.name neighbours halves it, .* multiple of 32$",
         ),
         ("model.channels=5", "^model.channels 5: must be 1 to 4"),
         ("model.width=12", "^model.width 12: must be a multiple of 8"),
         ("model.depths=[]", r"^model.depths \[\]: give 1 to 6 numbers"),
-        ("model.stem=3", "^model.stem 3: must be 1, 2 or 4"),
+        ("model.unshuffle=3", "^model.unshuffle 3: must be 1, 2 or 4"),
         ("loss.pixel=l3", "^loss.pixel 'l3': must be one of l1, charbonnier, l2, masked_l2, relative_l2, l0"),
         ("loss.perceptual=-1", "^loss.perceptual -1.0: must be 0 or more"),
         ("optim.lr=0", "^optim.lr 0.0: must be above 0"),
@@ -158,7 +158,7 @@ def test_images_of_real_pairs_are_taken_as_they_are_unless_a_noise_is_named() ->
     ],
 )
 def test_what_is_wrong_is_refused_with_its_key_value_and_remedy(given: str, message: str) -> None:
-    with pytest.raises(Refusal, match=message) as refusal:
+    with pytest.raises(UserError, match=message) as refusal:
         load(None, given.split() if "=" in given and "{" not in given else [given])
     assert "\n" not in str(refusal.value)
 
@@ -175,18 +175,18 @@ def test_what_is_wrong_is_refused_with_its_key_value_and_remedy(given: str, mess
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(Refusal, match=message) as refusal:
+    with pytest.raises(UserError, match=message) as refusal:
         load(written(tmp_path, text))
     assert "\n" not in str(refusal.value)
 
 
 def test_a_missing_file_a_folder_and_bytes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"nowhere.yaml: no such file; configurations are in configs/"):
+    with pytest.raises(UserError, match=r"nowhere.yaml: no such file; configurations are in configs/"):
         load(tmp_path / "nowhere.yaml")
-    with pytest.raises(Refusal, match="not a configuration"):
+    with pytest.raises(UserError, match="not a configuration"):
         load(tmp_path)
     (tmp_path / "picture.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
-    with pytest.raises(Refusal, match=r"picture.yaml: not "):
+    with pytest.raises(UserError, match=r"picture.yaml: not "):
         load(tmp_path / "picture.yaml")
 
 
@@ -218,7 +218,7 @@ def captures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_configuration_starts(path: Path, captures: Path, tmp_path: Path) -> None:
     loaded = load(path)
-    own = loaded.pairs.source == "captures"
+    own = loaded.pairs.name == "captures"
     kind = "fits" if path.stem == "astrophotography" else "tiff"
     shards, channels = (captures / kind, 1) if own else ("shards/demo/train", 3)
     settings = [
@@ -249,7 +249,7 @@ def test_validation_sets_are_named() -> None:
     assert load(None, ["data.validation=x/y"]).validation_sets() == {"validation": Path("x/y")}
     for wrong in ("data.validation=5", "data.validation=[a,b]", "data.validation={a: 1}", "data.validation={a/b: c}"):
         with pytest.raises(
-            Refusal, match=r"^data.validation .*: give a folder of shards, \{name: folder, ...\}, or null"
+            UserError, match=r"^data.validation .*: give a folder of shards, \{name: folder, ...\}, or null"
         ):
             load(None, [wrong])
 
@@ -269,7 +269,7 @@ def test_a_run_folder_is_continued_with_what_may_change(tmp_path: Path) -> None:
     assert not (run_dir / "error.txt").exists()
 
     before = (run_dir / "config.yaml").read_text()
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         load(None, ["data.batch=8", "optim.ema=0.5", "train.steps=9"]).check_run_dir(run_dir)
     assert str(refusal.value) == (
         f"run.dir {run_dir}: holds another run: data.batch is 16 there and 8 here; "
@@ -281,14 +281,14 @@ def test_a_run_folder_is_continued_with_what_may_change(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     load(None).check_run_dir(tmp_path / "file" / "run")
-    with pytest.raises(Refusal, match=r"^run.dir .*/file/run: cannot be written \(Not a directory\); choose another"):
+    with pytest.raises(UserError, match=r"^run.dir .*/file/run: cannot be written \(Not a directory\); choose another"):
         load(None).write(tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("text", ["data: [", "words", "- a", "data: {batch: 16}", ""])
 def test_a_folder_with_the_configuration_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(Refusal, match=r"its config.yaml (cannot be read|is not that of a run)"):
+    with pytest.raises(UserError, match=r"its config.yaml (cannot be read|is not that of a run)"):
         load(None).check_run_dir(tmp_path)
 
 

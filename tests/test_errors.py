@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from n2n_dist.errors import Failure, LostProcess, Refusal, one_line, run_command, write_error_file
+from n2n_dist.errors import PeerLostError, StorageError, UserError, one_line, run_command, write_error_file
 
 
 def refuse() -> None:
-    raise Refusal("data.batch 10: use a multiple of 4")
+    raise UserError("data.batch 10: use a multiple of 4")
 
 
 def fail() -> None:
@@ -22,7 +22,7 @@ def test_refusal_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str])
 
 def test_failure_is_one_line_too_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     def fall_short() -> None:
-        raise Failure("step 7 could not be saved")
+        raise StorageError("step 7 could not be saved")
 
     with pytest.raises(SystemExit) as caught:
         run_command(fall_short)
@@ -46,7 +46,7 @@ def test_the_loss_of_a_process_is_one_line_and_no_refusal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lose() -> None:
-        raise LostProcess("rank 0 is gone")
+        raise PeerLostError("rank 0 is gone")
 
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit) as caught:
@@ -56,10 +56,10 @@ def test_the_loss_of_a_process_is_one_line_and_no_refusal(
 
 
 def test_the_loss_of_a_process_does_not_hide_what_that_one_left(tmp_path: Path) -> None:
-    write_error_file(tmp_path, LostProcess("rank 0 is gone"))
+    write_error_file(tmp_path, PeerLostError("rank 0 is gone"))
     assert (tmp_path / "error.txt").read_text() == "rank 0 is gone\n"
     write_error_file(tmp_path, ValueError("a bug"))
-    write_error_file(tmp_path, LostProcess("rank 1 is gone"))
+    write_error_file(tmp_path, PeerLostError("rank 1 is gone"))
     assert (tmp_path / "error.txt").read_text().endswith("ValueError: a bug\n")
 
 
@@ -86,13 +86,13 @@ def test_error_file_holds_a_message_for_a_refusal_and_a_traceback_for_a_bug(tmp_
 
 
 def test_error_file_makes_no_folder(tmp_path: Path) -> None:
-    write_error_file(tmp_path / "none", Refusal("x"))
+    write_error_file(tmp_path / "none", UserError("x"))
     assert not list(tmp_path.iterdir())
 
 
 def test_error_file_of_a_refusal_is_written_by_rank_0_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    write_error_file(tmp_path, Refusal("x"))
+    write_error_file(tmp_path, UserError("x"))
     assert not list(tmp_path.iterdir())
     write_error_file(tmp_path, ValueError("of this rank"))
     assert "of this rank" in (tmp_path / "error.txt").read_text()
@@ -100,7 +100,7 @@ def test_error_file_of_a_refusal_is_written_by_rank_0_alone(tmp_path: Path, monk
 
 def test_error_file_that_cannot_be_written_hides_no_error(tmp_path: Path) -> None:
     (tmp_path / "error.txt").mkdir()
-    write_error_file(tmp_path, Refusal("x"))
+    write_error_file(tmp_path, UserError("x"))
     assert (tmp_path / "error.txt").is_dir()
 
 

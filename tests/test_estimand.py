@@ -18,7 +18,7 @@ from n2n_dist.noise.models import (
 from n2n_dist.objective import LossSettings
 from n2n_dist.pairs import PairSettings
 
-SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(source=source) for source in ("synthetic", "captures", "neighbours"))
+SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(name=source) for source in ("synthetic", "captures", "neighbours"))
 
 
 def pixels(name: str) -> LossSettings:
@@ -68,10 +68,10 @@ def test_what_is_the_clean_image_needs_no_warning(noise: Noise, pairs: PairSetti
         (Text(), SYNTHETIC, "l2", ("the mean of noise text", "mixed", "set loss.pixel=l1")),
         (Text(coverage=0.6), SYNTHETIC, "l1", ("the median of noise text", "set loss.pixel=l0")),
         (NoNoise(), CAPTURES, "l1", ("the median of the images' own noise", "darker", "set loss.pixel=l2")),
-        (Text(), NEIGHBOURS, "l1", ("pairs.source neighbours", "share noise text", "use captures")),
+        (Text(), NEIGHBOURS, "l1", ("pairs.name neighbours", "share noise text", "use captures")),
         (Text(coverage=0.45), SYNTHETIC, "l1", ("the median of noise text", "set loss.pixel=l0")),
         (Impulse(density=0.6), NEIGHBOURS, "l0", ("consistency term", "the mean of noise", "use captures")),
-        (CorrelatedGaussian(), NEIGHBOURS, "l2", ("pairs.source neighbours", "share noise correlated", "use captures")),
+        (CorrelatedGaussian(), NEIGHBOURS, "l2", ("pairs.name neighbours", "share noise correlated", "use captures")),
     ],
     ids=str,
 )

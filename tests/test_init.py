@@ -8,7 +8,7 @@ import pytest
 from support.images import random_pixels
 
 import n2n_dist
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 
 
 def test_importing_the_package_is_cheap() -> None:
@@ -43,11 +43,11 @@ def test_noise_is_taken_off_in_the_range_of_the_image(make_weights: Callable[...
 
 def test_what_does_not_fit_is_refused(make_weights: Callable[..., Path], tmp_path: Path) -> None:
     pixels = random_pixels((16, 16, 3))
-    with pytest.raises(Refusal, match=r"3 channels.*1"):
+    with pytest.raises(UserError, match=r"3 channels.*1"):
         n2n_dist.denoise(pixels, make_weights(channels=1))
-    with pytest.raises(Refusal, match="no weights"):
+    with pytest.raises(UserError, match="no weights"):
         n2n_dist.denoise(pixels, tmp_path / "none")
-    with pytest.raises(Refusal, match="float64"):
+    with pytest.raises(UserError, match="float64"):
         n2n_dist.denoise(pixels / 255, make_weights())
-    with pytest.raises(Refusal, match="not above black"):
+    with pytest.raises(UserError, match="not above black"):
         n2n_dist.denoise(pixels, make_weights(), black=5, white=5)

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from n2n_dist import metrics
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, psnr, ssim, to_8_bit, unbiased_mse
 
 
@@ -80,7 +80,7 @@ def test_missing_or_damaged_weights_of_lpips_are_refused(tmp_path: Path, monkeyp
     short.write_bytes(metrics.ALEXNET.read_bytes()[:1000])
     for path in (short, tmp_path / "none.safetensors"):
         monkeypatch.setattr(metrics, "ALEXNET", path)
-        with pytest.raises(Refusal, match=rf"{path}.*install the package again"):
+        with pytest.raises(UserError, match=rf"{path}.*install the package again"):
             LPIPS()
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.losses.perceptual import matched_perceptual, perceptual
 from n2n_dist.losses.pixel import LEARNS
 from n2n_dist.noise.models import (
@@ -14,11 +14,11 @@ from n2n_dist.noise.models import (
     Poisson,
     PoissonGaussian,
 )
-from n2n_dist.objective import LossSettings, check_objective, losses, what_to_read
+from n2n_dist.objective import LossSettings, check_objective, images_to_read, losses
 from n2n_dist.pairs import KeyedNoise, Neighbours, Pair, PairSettings, neighbour_pair
 
-SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(source=source) for source in ("synthetic", "captures", "neighbours"))
-MEAN = PairSettings(source="captures", target="mean")
+SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(name=source) for source in ("synthetic", "captures", "neighbours"))
+MEAN = PairSettings(name="captures", target="mean")
 MATCHED, AVERAGED = LossSettings(form="matched"), LossSettings(form="averaged")
 
 
@@ -84,9 +84,9 @@ def test_losses_of_parts_average_to_that_of_the_batch(pixel: str, form: str) -> 
     """Ranks and accumulation agree: every loss is a mean over each image first."""
     settings, model, positions = LossSettings(pixel=pixel, form=form), network(), [1, 9, 4, 6]
     noise = PoissonGaussian(lam=[10, 100])
-    whole = losses(model, Edges(), settings, made_pair(positions, noise), done=0.4)
+    whole = losses(model, Edges(), settings, made_pair(positions, noise), fraction=0.4)
     for parts in ([[1], [9], [4], [6]], [[1, 9], [4, 6]]):
-        found = [losses(model, Edges(), settings, made_pair(part, noise), done=0.4) for part in parts]
+        found = [losses(model, Edges(), settings, made_pair(part, noise), fraction=0.4) for part in parts]
         assert whole.keys() == {"pixel", "consistency", "perceptual", "total"}
         for name, value in whole.items():
             torch.testing.assert_close(torch.stack([part[name] for part in found]).mean(), value)
@@ -170,7 +170,7 @@ def test_forms_of_the_perceptual_term() -> None:
         (CAPTURES, NoNoise(), AVERAGED, "captures and mean"),
         (CAPTURES, NoNoise(), LossSettings(form="averaged", perceptual=0), "captures"),
         (MEAN, NoNoise(), AVERAGED, "mean"),
-        (PairSettings(source="captures", supervised=True), NoNoise(), AVERAGED, "supervised"),
+        (PairSettings(name="captures", supervised=True), NoNoise(), AVERAGED, "supervised"),
         (NEIGHBOURS, NoNoise(), LossSettings(), "capture"),
         (NEIGHBOURS, Gaussian(), LossSettings(), "image"),
     ],
@@ -178,7 +178,7 @@ def test_forms_of_the_perceptual_term() -> None:
 )
 def test_what_the_data_set_has_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings, expected: str) -> None:
     check_objective(noise, pairs, loss)
-    assert what_to_read(pairs, noise, loss) == expected
+    assert images_to_read(pairs, noise, loss) == expected
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_what_the_data_set_has_to_read(pairs: PairSettings, noise: Noise, loss: 
 def test_what_cannot_work_together_is_refused(
     noise: Noise, pairs: PairSettings, loss: LossSettings, message: str
 ) -> None:
-    with pytest.raises(Refusal, match=message):
+    with pytest.raises(UserError, match=message):
         check_objective(noise, pairs, loss)
 
 
@@ -233,11 +233,11 @@ def test_what_can_is_not(noise: Noise, pairs: PairSettings, loss: LossSettings) 
     ],
 )
 def test_loss_settings_out_of_range_are_refused_by_name(values: dict, named: str) -> None:
-    with pytest.raises(Refusal, match=named):
+    with pytest.raises(UserError, match=named):
         LossSettings(**values)
 
 
 @pytest.mark.parametrize("channels", [2, 4])
 def test_vgg_sees_one_or_three_channels(channels: int) -> None:
-    with pytest.raises(Refusal, match=rf"loss\.perceptual 0\.01.*{channels}"):
+    with pytest.raises(UserError, match=rf"loss\.perceptual 0\.01.*{channels}"):
         LossSettings().extractor(channels)

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from n2n_dist.data.dataset import Batch
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.noise.models import MODELS, Bernoulli, Gaussian, Noise, NoNoise, Poisson
 from n2n_dist.pairs import FIRST, SECOND, Pair, PairSettings, neighbour_pair, noisy_pair
 
-SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(source=source) for source in ("synthetic", "captures", "neighbours"))
+SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(name=source) for source in ("synthetic", "captures", "neighbours"))
 
 
 def make_batch(positions: list[int], captures: int = 1, size: int = 64, value: float | None = 0.5) -> Batch:
@@ -54,7 +54,7 @@ def test_both_fields_of_a_sample_share_one_level_of_the_range(noise: Noise) -> N
 
 
 @pytest.mark.parametrize("noise", [cls() for cls in MODELS.values()], ids=str)
-@pytest.mark.parametrize("pairs", [SYNTHETIC, CAPTURES, NEIGHBOURS], ids=lambda pairs: pairs.source)
+@pytest.mark.parametrize("pairs", [SYNTHETIC, CAPTURES, NEIGHBOURS], ids=lambda pairs: pairs.name)
 def test_pairs_depend_on_position_and_seed_alone(noise: Noise, pairs: PairSettings) -> None:
     """So they are the same for any number of ranks, micro-batches and workers."""
     positions, captures = [3, 9, 10**9, 4], 2 if pairs is CAPTURES else 1
@@ -167,7 +167,7 @@ def test_pair_settings_out_of_range_are_refused() -> None:
         ({"gamma": -1.0}, r"pairs\.gamma -1\.0: must be 0 or more"),
         ({"source": "neighbours", "supervised": True}, r"pairs\.supervised true: .* no clean image; use synthetic"),
     ):
-        with pytest.raises(Refusal, match=message):
+        with pytest.raises(UserError, match=message):
             PairSettings(**values)
 
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from n2n_dist import report
-from n2n_dist.checkpoint.format import Progress
+from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.config import load
 from n2n_dist.data.order import Order
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.shards.index import Index
 from n2n_dist.training.validation import Validation
 
 
-def progress(steps: int = 100) -> Progress:
-    return Progress(step=1234, samples_seen=9872, best=30.256, steps=steps, data="", identity={})
+def progress(steps: int = 100) -> TrainState:
+    return TrainState(step=1234, samples_seen=9872, best=30.256, steps=steps, data="", identity={})
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def progress(steps: int = 100) -> Progress:
             ],
         ),
         (["loss.perceptual=0", "loss.pixel=l2", "pairs.supervised=true"], ["synthetic (clean targets)", "loss l2"]),
-        (["loss.perceptual=0", "loss.pixel=l2", "pairs.source=captures"], ["of the captures", "pairs captures"]),
-        (["loss.perceptual=0", "loss.pixel=l2", "pairs.source=neighbours"], ["taken as they are, pairs neighbours"]),
+        (["loss.perceptual=0", "loss.pixel=l2", "pairs.name=captures"], ["of the captures", "pairs captures"]),
+        (["loss.perceptual=0", "loss.pixel=l2", "pairs.name=neighbours"], ["taken as they are, pairs neighbours"]),
     ],
 )
 def test_start_says_what_is_trained(backend: Backend, settings: list[str], expected: list[str]) -> None:
@@ -78,7 +78,7 @@ def test_scores_stand_on_one_line() -> None:
 def test_the_end_says_what_to_run_next(tmp_path: Path) -> None:
     none = Validation.__new__(Validation)
     none.sets = {}
-    with pytest.raises(Refusal, match="no weights"):
+    with pytest.raises(UserError, match="no weights"):
         report.end(tmp_path, progress(), none)
     (tmp_path / "last.safetensors").write_bytes(b"")
     text = report.end(tmp_path, progress(), none)

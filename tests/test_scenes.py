@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.images import random_pixels
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import write_frames
 from n2n_dist.scenes import Frame, Grouping, find_scenes
 
@@ -145,7 +145,7 @@ def test_an_unreadable_file_spoils_its_scene_alone(folder: Callable) -> None:
     ],
 )
 def test_files_that_fit_no_scene_are_refused(folder: Callable, files: dict, grouping: Grouping, named: str) -> None:
-    with pytest.raises(Refusal, match=named):
+    with pytest.raises(UserError, match=named):
         find_scenes(folder(files), grouping)
 
 
@@ -163,5 +163,5 @@ def test_files_that_fit_no_scene_are_refused(folder: Callable, files: dict, grou
     ],
 )
 def test_bad_options_are_refused_by_name(options: dict, named: str) -> None:
-    with pytest.raises(Refusal, match=named):
+    with pytest.raises(UserError, match=named):
         Grouping(**options)

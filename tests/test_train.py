@@ -12,11 +12,11 @@ import torch
 from support import processes
 
 from n2n_dist.checkpoint import format
-from n2n_dist.checkpoint.format import Progress
+from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.checkpoint.run_folder import OWNER
 from n2n_dist.config import load
 from n2n_dist.data.prefetch import Prefetcher
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist.models.weights import load_model
 from n2n_dist.shards.indexing import write_index
@@ -82,14 +82,14 @@ def test_a_refused_run_stops_what_it_reads_ahead(tmp_path: Path, monkeypatch: py
 
     def refuse(*arguments: object) -> None:
         assert not made[0].stopped.is_set()
-        raise Refusal("no more")
+        raise UserError("no more")
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr("n2n_dist.train.Prefetcher", Noted)
     monkeypatch.setattr("n2n_dist.train.check_finite", refuse)
     monkeypatch.chdir(processes.ROOT)
     settings = [f"run.dir={tmp_path / 'run'}", "train.steps=1", "train.threads=2"]
-    with pytest.raises(Refusal, match="no more"):
+    with pytest.raises(UserError, match="no more"):
         train(load(Path("configs/demo.yaml"), [*processes.TINY[1:], *settings]))
     assert made[0].stopped.is_set()
 
@@ -106,21 +106,21 @@ def test_a_refused_run_holds_its_folder_until_its_last_checkpoint_is_written(
         held.append((tmp_path / OWNER).exists())
         commit(*arguments)
 
-    def refuse_the_second_step(logged: object, progress: Progress, *_: object) -> None:
+    def refuse_the_second_step(logged: object, progress: TrainState, *_: object) -> None:
         if progress.step == 2:
             refused.set()
-            raise Refusal("no more")
+            raise UserError("no more")
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(format, "commit", slow_commit)
     monkeypatch.setattr("n2n_dist.train.check_finite", refuse_the_second_step)
     monkeypatch.chdir(processes.ROOT)
     settings = [f"run.dir={tmp_path}", "train.steps=3", "checkpoint.every=1", "train.threads=2"]
-    with pytest.raises(Refusal, match="no more"):
+    with pytest.raises(UserError, match="no more"):
         train(load(Path("configs/demo.yaml"), [*processes.TINY[1:], *settings]))
     assert held == [True]
     assert not (tmp_path / OWNER).exists()
-    assert [path.name for path in format.committed(tmp_path / "checkpoints")] == ["step-00000001"]
+    assert [path.name for path in format.list_checkpoints(tmp_path / "checkpoints")] == ["step-00000001"]
 
 
 def test_a_run_continued_in_one_process_ends_with_the_same_bits(interrupted_run: Path, tmp_path: Path) -> None:

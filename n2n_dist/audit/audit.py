@@ -19,7 +19,7 @@ import numpy as np
 from n2n_dist.audit.findings import find
 from n2n_dist.audit.page import draw, table
 from n2n_dist.audit.results import Audit, Noise, Pair
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.measure import noise_estimation, registration
 from n2n_dist.measure.noise_estimation import Blocks
 from n2n_dist.shards.cache import File
@@ -45,7 +45,7 @@ def report(folder: Path, output: Path, samples: int = SAMPLES) -> None:
     A report of the same name in `output` is replaced.
 
     Raises:
-        Refusal: as `audit`, or `output` cannot be written.
+        UserError: as `audit`, or `output` cannot be written.
 
     """
     audits = [audit(part, samples) for part in (folder, folder / VALIDATION) if part == folder or _is_indexed(part)]
@@ -56,7 +56,7 @@ def report(folder: Path, output: Path, samples: int = SAMPLES) -> None:
         for number, one in enumerate(audits):
             draw(one, output / ("audit.png" if number == 0 else f"audit-{VALIDATION}.png"))
     except OSError as error:
-        raise Refusal(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
+        raise UserError(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
     print(table(audits))
     print(f"written: audit.json and {', '.join(path.name for path in sorted(output.glob('audit*.png')))} in {output}")
 
@@ -69,11 +69,11 @@ def audit(folder: Path, samples: int = SAMPLES) -> Audit:
         samples: tiles to measure; the digests are those of all tars.
 
     Raises:
-        Refusal: no index, or a tar that is missing or of another size.
+        UserError: no index, or a tar that is missing or of another size.
 
     """
     if samples < 1:
-        raise Refusal(f"--samples {samples}: must be 1 or more")
+        raise UserError(f"--samples {samples}: must be 1 or more")
     index, changed = Index([folder]), list(differing(folder))
     result = Audit(name=str(folder), tars=len(index.paths), differing=[str(path) for path in changed])
     numbers = _describe(result, index, changed)
@@ -120,7 +120,7 @@ def _find_ends(result: Audit, tiles: Sequence[tuple[File, Sample]]) -> dict[int,
     for tar, sample in tiles:
         try:
             captures = _read(tar, sample)
-        except Refusal as refusal:
+        except UserError as refusal:
             result.unreadable[sample.key] = str(refusal)
             continue
         for planes in captures:

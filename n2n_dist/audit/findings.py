@@ -215,7 +215,7 @@ def _neighbours(audit: Audit) -> Iterator[Finding]:
             NOTE,
             "correlated noise",
             f"noise is correlated by {value:+.2f} at a distance of {down} down, {right} right (pixels)",
-            "harmless for pairs of captures; adding white noise instead (pairs.source=synthetic) or sub-sampling "
+            "harmless for pairs of captures; adding white noise instead (pairs.name=synthetic) or sub-sampling "
             "neighbours does not fit: files that were demosaiced, resized or compressed, or that have stripes",
         )
 

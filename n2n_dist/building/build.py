@@ -20,7 +20,7 @@ from pathlib import Path
 
 from n2n_dist.building.plan import BUILDING, PLAN, Group, Options, Report, make_plan, read_plan, working_folder
 from n2n_dist.building.tiles import SourceFile, Tile, cut
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.rng import permutation
 from n2n_dist.shards.index import INDEX, Shard, check_tar
 from n2n_dist.shards.indexing import list_members, sync, write_json, write_list
@@ -56,15 +56,15 @@ def build(
         warn: called with a line for the first scene that is skipped for a reason, and with one for the others.
 
     Raises:
-        Refusal: no image, too many unreadable scenes, or `destination` exists; an unfinished build of other files or
+        UserError: no image, too many unreadable scenes, or `destination` exists; an unfinished build of other files or
             settings stands in its place.
 
     """
     partial = working_folder(destination)
     if destination.exists() and partial != destination:
-        raise Refusal(f"{destination}: exists already; remove it or choose another folder")
+        raise UserError(f"{destination}: exists already; remove it or choose another folder")
     if jobs < 1:
-        raise Refusal(f"--jobs {jobs}: must be 1 or more")
+        raise UserError(f"--jobs {jobs}: must be 1 or more")
     begun = partial.exists()
     plan = make_plan(source, partial, options)
     number, count = part or (1, 1)
@@ -82,8 +82,8 @@ def build(
             _add(report, _done(partial, group))
         return report if part else merge(destination)
     except OSError as error:
-        raise Refusal(f"{partial}: cannot be written ({error.strerror or error}); choose another folder") from None
-    except Refusal:
+        raise UserError(f"{partial}: cannot be written ({error.strerror or error}); choose another folder") from None
+    except UserError:
         if not part and not begun:  # parts that others have built stay
             shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -95,14 +95,14 @@ def merge(destination: Path) -> Report:
     """Make the shards of a folder out of the finished parts of its build.
 
     Raises:
-        Refusal: a part is missing, or too much was unreadable.
+        UserError: a part is missing, or too much was unreadable.
 
     """
     partial = working_folder(destination)
     plan = read_plan(partial)
     missing = [group for group in plan.groups if not _done(partial, group).is_file()]
     if missing:
-        raise Refusal(
+        raise UserError(
             f"{partial}: {len(missing)} of {len(plan.groups)} groups are not built yet; run every --part I/N to its "
             "end, each with the settings of the others"
         )
@@ -111,7 +111,9 @@ def merge(destination: Path) -> Report:
         shards.setdefault(group.folder, []).extend(_add(plan.report, _done(partial, group)))
     _check_bad(partial, len(plan.report.bad), plan.allowed)
     if not shards or not all(shards.values()):
-        raise Refusal(f"{destination}: no usable image; the first of its messages: {(plan.report.bad or ['none'])[0]}")
+        raise UserError(
+            f"{destination}: no usable image; the first of its messages: {(plan.report.bad or ['none'])[0]}"
+        )
     for folder, found in shards.items():
         for shard in found:
             check_tar(partial / folder / shard.name, shard)
@@ -252,7 +254,7 @@ class _Skipped:
 
 def _check_bad(where: Path, bad: int, allowed: int) -> None:
     if bad > allowed:
-        raise Refusal(
+        raise UserError(
             f"{where}: {bad} unreadable scenes, more than the {allowed} that --max-bad allows; repair or remove the "
             "files named above, or raise the limit"
         )

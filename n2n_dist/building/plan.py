@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import find_images
 from n2n_dist.rng import permutation
 from n2n_dist.scenes import Frame, Grouping, Scene, find_scenes
@@ -52,12 +52,12 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:
-            raise Refusal(f"--encoding {self.encoding}: must be {', '.join(ENCODINGS[:-1])} or {ENCODINGS[-1]}")
+            raise UserError(f"--encoding {self.encoding}: must be {', '.join(ENCODINGS[:-1])} or {ENCODINGS[-1]}")
         for name, value, smallest in (("tile", self.tile, 16), ("shard-samples", self.shard_samples, 1)):
             if value < smallest:
-                raise Refusal(f"--{name} {value}: must be {smallest} or more")
+                raise UserError(f"--{name} {value}: must be {smallest} or more")
         if not 0 < self.max_bad <= 1:
-            raise Refusal(f"--max-bad {self.max_bad:g}: must be above 0 and at most 1")
+            raise UserError(f"--max-bad {self.max_bad:g}: must be above 0 and at most 1")
 
 
 @dataclass
@@ -103,7 +103,7 @@ def make_plan(source: Path, partial: Path, options: Options) -> Plan:
     """Plan a build, or take the plan of the unfinished one that this goes on with.
 
     Raises:
-        Refusal: nothing to build, or `partial` is something else.
+        UserError: nothing to build, or `partial` is something else.
 
     """
     abouts = {path: path.stat() for path in find_images(source)}
@@ -112,12 +112,12 @@ def make_plan(source: Path, partial: Path, options: Options) -> Plan:
     path = partial / BUILDING / PLAN
     if path.is_file():
         if json.loads(path.read_text())["key"] != key:
-            raise Refusal(
+            raise UserError(
                 f"{partial}: an unfinished build of other files or settings; go on with those, or remove it to begin"
             )
         return read_plan(partial)
     if partial.exists() and not path.parent.exists() and any(partial.iterdir()):
-        raise Refusal(f"{partial}: exists, and is not an unfinished build; move it away")
+        raise UserError(f"{partial}: exists, and is not an unfinished build; move it away")
     found = find_scenes(source, options.grouping)
     plan = Plan(
         groups=group_scenes(found.scenes, options),
@@ -128,7 +128,7 @@ def make_plan(source: Path, partial: Path, options: Options) -> Plan:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key, **vars(plan)})
     except OSError as error:
-        raise Refusal(f"{partial}: cannot be written ({error.strerror or error}); choose another folder") from None
+        raise UserError(f"{partial}: cannot be written ({error.strerror or error}); choose another folder") from None
     return plan
 
 
@@ -136,13 +136,13 @@ def read_plan(partial: Path) -> Plan:
     """Read the plan of an unfinished build.
 
     Raises:
-        Refusal: there is none.
+        UserError: there is none.
 
     """
     try:
         plan = json.loads((partial / BUILDING / PLAN).read_text())
     except (OSError, ValueError) as error:
-        raise Refusal(f"{partial}: not an unfinished build ({error!r})") from None
+        raise UserError(f"{partial}: not an unfinished build ({error!r})") from None
 
     def frame(record: dict | None) -> Frame | None:
         return Frame(**record) if record else None
@@ -174,14 +174,14 @@ def parse_part(text: str | None) -> tuple[int, int] | None:
     """Read `I/N`.
 
     Raises:
-        Refusal: it is something else.
+        UserError: it is something else.
 
     """
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise Refusal(f"--part {text}: must be I/N with I from 1 to N, such as 3/100")
+        raise UserError(f"--part {text}: must be I/N with I from 1 to N, such as 3/100")
     return int(match[1]), int(match[2])
 
 
@@ -189,13 +189,13 @@ def group_scenes(scenes: Sequence[Scene], options: Options) -> list[Group]:
     """Cut the shuffled scenes of training, then those held out, into groups.
 
     Raises:
-        Refusal: more is to be held out than there is.
+        UserError: more is to be held out than there is.
 
     """
     recordings = list(dict.fromkeys(scene.recording for scene in scenes))
     count = len(recordings)
     if not 0 <= options.holdout < max(count, 1):
-        raise Refusal(f"--holdout {options.holdout}: must be 0 or more and below the {count} recordings there are")
+        raise UserError(f"--holdout {options.holdout}: must be 0 or more and below the {count} recordings there are")
     held_out = {recordings[count * k // options.holdout] for k in range(options.holdout)}
     numbered: dict[str, list[tuple[int, Scene]]] = {recording: [] for recording in recordings}
     for number, scene in enumerate(scenes):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from n2n_dist.building.plan import Options, origins
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import Image, encode, read_frames
 from n2n_dist.scenes import Scene
 from n2n_dist.shards.reading import Member, Sample
@@ -53,23 +53,23 @@ class SourceFile:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._frames: list[Image] | Refusal | None = None
+        self._frames: list[Image] | UserError | None = None
 
     def frames(self) -> list[Image]:
         """Return all frames.
 
         Raises:
-            Refusal: as of `read_frames`.
+            UserError: as of `read_frames`.
 
         """
         with self._lock:
             if self._frames is None:
                 try:
                     self._frames = read_frames(self.path, self.options.black, self.options.white)
-                except Refusal as refusal:
+                except UserError as refusal:
                     self._frames = refusal
-        if isinstance(self._frames, Refusal):
-            raise Refusal(str(self._frames))
+        if isinstance(self._frames, UserError):
+            raise UserError(str(self._frames))
         return self._frames
 
 
@@ -84,7 +84,7 @@ def cut(files: Sequence[SourceFile], number: int, scene: Scene) -> list[Tile] | 
             for top in origins(scene.size[0], options.tile)
             for left in origins(scene.size[1], options.tile)
         ]
-    except Refusal as refusal:
+    except UserError as refusal:
         return str(refusal)
 
 
@@ -123,12 +123,12 @@ def _read_scene(files: Sequence[SourceFile], scene: Scene) -> list[Image]:
     for file, image in zip(files, images, strict=True):
         found, first = image.pixels, images[0].pixels
         if found.shape != first.shape or found.dtype != first.dtype or found.shape[:2] != scene.size:
-            raise Refusal(
+            raise UserError(
                 f"{file.path} is {found.shape} {found.dtype}, but {files[0].path} of the same scene is {first.shape} "
                 f"{first.dtype}; captures of a scene must agree"
             )
         if (image.black, image.white) != (images[0].black, images[0].white):
-            raise Refusal(
+            raise UserError(
                 f"{file.path} ranges from {image.black:g} to {image.white:g}, but {files[0].path} from "
                 f"{images[0].black:g} to {images[0].white:g}; give --black and --white"
             )

@@ -7,7 +7,7 @@ import contextlib
 from pathlib import Path
 
 from n2n_dist.checkpoint import format as files
-from n2n_dist.errors import Failure, Refusal, run_command
+from n2n_dist.errors import StorageError, UserError, run_command
 
 NOT_COMMITTED = {
     ".tmp": "unfinished: being written, or the run died in it",
@@ -21,7 +21,7 @@ def show(run_dir: Path) -> None:
     """Print the checkpoints of a run, newest first, what each holds, and whether its bytes are those that were written.
 
     Raises:
-        Refusal: there is none, or one is damaged.
+        UserError: there is none, or one is damaged.
 
     """
     folder = _folder(run_dir)
@@ -31,7 +31,7 @@ def show(run_dir: Path) -> None:
     print(f"{'checkpoint':22}{'samples':>14}{'MiB':>9}  {'written by':20}{'best dB':>8}  state")
     for path in sorted(folder.glob("step-*"), reverse=True):
         columns = f"{'':14}{_mebibytes(path):9.1f}  {'':20}{'':8}"
-        if path not in files.committed(folder):
+        if path not in files.list_checkpoints(folder):
             state = NOT_COMMITTED.get(path.suffix, "no checkpoint") if path.exists() else "gone meanwhile"
         else:
             try:
@@ -43,7 +43,7 @@ def show(run_dir: Path) -> None:
                 files.verify(path, manifest.files)
                 state = "good" if start else "good: the run continues here"
                 start = start or f"continues from {path.name}"
-            except Refusal:
+            except UserError:
                 state = "of another version of n2n_dist"
                 start = start or f"is refused, because {path.name} is of another version of n2n_dist"
             except files.DAMAGE as error:
@@ -55,40 +55,40 @@ def show(run_dir: Path) -> None:
         print(f"{path.name:22}{columns}  {state}")
     if damaged:
         start = start or "is refused, because none is good: give a new run.dir"
-        raise Refusal(f"{damaged[0]}: damaged; the next start {start}")
+        raise UserError(f"{damaged[0]}: damaged; the next start {start}")
 
 
 def export(run_dir: Path, step: int, weights: Path) -> None:
     """Write the moving average of one checkpoint as weights for inference.
 
     Raises:
-        Refusal: no such checkpoint, it is damaged, or `weights` is there already or no .safetensors file.
-        Failure: `weights` cannot be written.
+        UserError: no such checkpoint, it is damaged, or `weights` is there already or no .safetensors file.
+        StorageError: `weights` cannot be written.
 
     """
     folder = _folder(run_dir)
     if weights.suffix != ".safetensors":
-        raise Refusal(f"{weights}: weights are written as .safetensors; give such a name")
+        raise UserError(f"{weights}: weights are written as .safetensors; give such a name")
     if weights.exists():
-        raise Refusal(f"{weights}: exists already; remove it or choose another")
+        raise UserError(f"{weights}: exists already; remove it or choose another")
     path = files.step_folder(folder, step)
-    if path not in (there := files.committed(folder)):
+    if path not in (there := files.list_checkpoints(folder)):
         steps = ", ".join(str(int(other.name[5:])) for other in there)
-        raise Refusal(f"--export {step}: no checkpoint of that step in {folder}; there are {steps or 'none'}")
+        raise UserError(f"--export {step}: no checkpoint of that step in {folder}; there are {steps or 'none'}")
     try:
         files.verify(path, files.read_manifest(path).files)
     except files.DAMAGE as error:
-        raise Refusal(f"{path}: damaged ({error}); export another step") from None
+        raise UserError(f"{path}: damaged ({error}); export another step") from None
     try:
         files.export(path, weights)
     except OSError as error:
-        raise Failure(f"{weights}: cannot be written ({error.strerror}); choose another place") from None
+        raise StorageError(f"{weights}: cannot be written ({error.strerror}); choose another place") from None
 
 
 def _folder(run_dir: Path) -> Path:
     folder = run_dir / "checkpoints"
     if not any(folder.glob("step-*")):
-        raise Refusal(f"{run_dir}: no checkpoints there; give the folder of a run (run.dir)")
+        raise UserError(f"{run_dir}: no checkpoints there; give the folder of a run (run.dir)")
     return folder
 
 
@@ -113,7 +113,7 @@ def main() -> None:
         return
     step, weights = arguments.export
     if not step.isdecimal():
-        raise Refusal(f"--export {step}: not a step; the list without --export has them")
+        raise UserError(f"--export {step}: not a step; the list without --export has them")
     export(arguments.run, int(step), Path(weights))
     print(f"next: python launch/denoise.py --run {weights} NOISY_FOLDER DENOISED_FOLDER")
 

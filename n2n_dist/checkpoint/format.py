@@ -5,7 +5,7 @@ A checkpoint is a folder `step-N` in PyTorch's distributed format: float32 weigh
 ranks wrote it, and `manifest.json` with digests of all files. There is no RNG state: order and noise are functions of
 `samples_seen`. Names of what is no checkpoint, or not any more: `step-N.tmp` is being written or was never finished,
 `step-N.old` is being removed, `step-N.damaged` was set aside by a start. A program may be killed between any two lines:
-`tidy` puts in order what it left.
+`recover` puts in order what it left.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
-from n2n_dist.distributed.watchdog import lost_process
-from n2n_dist.errors import Refusal, one_line
+from n2n_dist.distributed.watchdog import peer_lost
+from n2n_dist.errors import UserError, one_line
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import save_model
 from n2n_dist.pairs import PairSettings
 from n2n_dist.shards.indexing import sync
 
 MANIFEST = "manifest.json"
-FORMAT = 6
+FORMAT = 7
 """Counted up when the files change, or a continued run would see other crops, noise, loss or score of a validation."""
 NUMBERS = b"/data/0"
 """End of the name under which torch.save stores the numbers of a tensor."""
@@ -47,7 +47,7 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one proces
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Where the run stands, and what it is a run of."""
 
     step: int
@@ -74,7 +74,7 @@ class Progress:
 class Manifest:
     """What a checkpoint says of itself."""
 
-    progress: Progress
+    progress: TrainState
     world_size: int
     """Ranks that wrote it."""
     backend: str
@@ -95,7 +95,7 @@ def named_tensors(
             yield f"optimizer.{name}.{key}", tensor
 
 
-def share_out(sizes: dict[str, int], world_size: int) -> list[list[str]]:
+def partition_by_size(sizes: dict[str, int], world_size: int) -> list[list[str]]:
     """Deal named sizes over ranks as evenly as whole tensors allow; a pure function, so that ranks need not ask.
 
     Each goes, largest first, to the rank that has least so far (longest processing time first, Graham 1969). No rank
@@ -154,7 +154,7 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def committed(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """List the finished checkpoints in a folder, newest first; one without its manifest has been damaged since."""
     folders = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
     return sorted(folders, reverse=True)
@@ -173,7 +173,7 @@ def commit(partial: Path, manifest: Manifest) -> None:
     _publish(partial)
 
 
-def tidy(folder: Path) -> None:
+def recover(folder: Path) -> None:
     """Finish or remove what a run that died has left half done; for the start of a run, the only one in the folder."""
     for partial in folder.glob("step-*.tmp"):
         if (partial / MANIFEST).is_file():
@@ -185,14 +185,14 @@ def tidy(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint; at no time is a part of it taken for a whole one, and `tidy` removes what cannot be yet."""
+    """Remove a checkpoint; a part of it is never taken for a whole one."""
     old = path.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
     shutil.rmtree(old, ignore_errors=True)  # on NFS another program may read it
 
 
-def set_aside(path: Path) -> Path:
+def quarantine(path: Path) -> Path:
     """Give a damaged checkpoint a name that no start looks for, and return it."""
     aside = path.with_suffix(".damaged")
     shutil.rmtree(aside, ignore_errors=True)
@@ -203,16 +203,16 @@ def read_manifest(path: Path) -> Manifest:
     """Return what a checkpoint says of itself.
 
     Raises:
-        Refusal: it is of another version of this package.
+        UserError: it is of another version of this package.
         OSError, ValueError, KeyError, TypeError: it is damaged (`DAMAGE`).
 
     """
     content = json.loads((path / MANIFEST).read_text())
     if (content.pop("format"), content.pop("network", None)) != (FORMAT, NETWORK):
-        raise Refusal(f"{path}: written by another version of n2n_dist; continue it with that, or use a new run.dir")
+        raise UserError(f"{path}: written by another version of n2n_dist; continue it with that, or use a new run.dir")
     if content.pop("sha256") != _digest(content):
         raise ValueError(f"the content of {MANIFEST} has changed")
-    return Manifest(**content | {"progress": Progress(**content["progress"])})
+    return Manifest(**content | {"progress": TrainState(**content["progress"])})
 
 
 def verify(path: Path, files: dict[str, str]) -> None:
@@ -237,15 +237,15 @@ def load(path: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup 
     """Fill tensors, by name, from a verified checkpoint; with a `group`, on all of its ranks.
 
     Raises:
-        Refusal: the checkpoint does not hold these tensors.
+        UserError: the checkpoint does not hold these tensors.
 
     """
     try:
         dcp.load(dict(tensors), storage_reader=InPlaceReader(path), process_group=group, no_dist=group is None)
     except (CheckpointException, RuntimeError, ValueError) as error:
-        if lost_process(error):
+        if peer_lost(error):
             raise
-        raise Refusal(f"{path}: does not fit this network ({reason(error)}); start in a new run.dir") from None
+        raise UserError(f"{path}: does not fit this network ({reason(error)}); start in a new run.dir") from None
 
 
 def export(path: Path, weights: Path) -> None:
@@ -258,7 +258,7 @@ def export(path: Path, weights: Path) -> None:
     progress = read_manifest(path).progress
     identity = progress.identity
     settings = {key.removeprefix("model."): value for key, value in identity.items() if key.startswith("model.")}
-    crop = PairSettings(source=identity["pairs.source"]).network_crop(identity["data.crop"])
+    crop = PairSettings(name=identity["pairs.name"]).network_crop(identity["data.crop"])
     ema = ResUNet.empty(ModelSettings(**settings), crop, torch.device("cpu"))
     load(path, {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()})
     save_model(weights, ema, progress.step)

@@ -26,11 +26,11 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from n2n_dist.checkpoint import format as files
-from n2n_dist.checkpoint.format import Manifest, Progress
+from n2n_dist.checkpoint.format import Manifest, TrainState
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.distributed.watchdog import lost_process
+from n2n_dist.distributed.watchdog import peer_lost
 from n2n_dist.distributed.zero import MOMENTS
-from n2n_dist.errors import Failure, Refusal
+from n2n_dist.errors import StorageError, UserError
 from n2n_dist.models.weights import BEST, trained_steps
 
 T = TypeVar("T")
@@ -49,9 +49,9 @@ class CheckpointSettings:
 
     def __post_init__(self) -> None:
         if self.every < 1 or not self.minutes > 0:
-            raise Refusal(f"checkpoint.every {self.every}, checkpoint.minutes {self.minutes}: must be above 0")
+            raise UserError(f"checkpoint.every {self.every}, checkpoint.minutes {self.minutes}: must be above 0")
         if self.keep < 2:
-            raise Refusal(f"checkpoint.keep {self.keep}: must be 2 or more, because the newest may be found damaged")
+            raise UserError(f"checkpoint.keep {self.keep}: must be 2 or more, because the newest may be found damaged")
 
 
 class Checkpoints:
@@ -62,7 +62,7 @@ class Checkpoints:
         run_dir: Path,
         settings: CheckpointSettings,
         backend: Backend,
-        problem: Callable[[], Refusal | None] = lambda: None,
+        problem: Callable[[], UserError | None] = lambda: None,
     ) -> None:
         """Write nothing yet.
 
@@ -80,13 +80,13 @@ class Checkpoints:
         self.problem = problem
         self.group = backend.new_group()
         """Of the threads that write: the training uses the other ones meanwhile."""
-        self.failure: Failure | None = None
+        self.failure: StorageError | None = None
         """Why the last save failed, the same on all ranks."""
         self._buffers: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._crash: BaseException | None = None
         self._finishing = False
-        self._progress: Progress | None = None
+        self._progress: TrainState | None = None
         """The caller's, of the save under way."""
         self._best: tuple[float | None, int] = (None, 0)
         """Score in dB and step of the best validation whose weights are saved."""
@@ -101,7 +101,7 @@ class Checkpoints:
         """Memory of this rank's copy of its share, from the first save on."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
 
-    def save(self, model: nn.Module, ema: nn.Module, optimizer: Any, progress: Progress) -> None:
+    def save(self, model: nn.Module, ema: nn.Module, optimizer: Any, progress: TrainState) -> None:
         """Copy what a checkpoint holds and return; a thread writes and commits it, then removes those beyond `keep`.
 
         Waits for the save before. Where writing fails (a full disk, a folder that is gone), rank 0 says so and the
@@ -116,10 +116,10 @@ class Checkpoints:
 
         """
         self.wait()
-        self.backend.agree(self.problem())
+        self.backend.all_gather_or_raise(self.problem())
         shapes = files.named_tensors(model, ema, lambda p: dict.fromkeys(MOMENTS, p))
         sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in shapes}
-        mine = set(files.share_out(sizes, self.backend.world_size)[self.backend.rank])
+        mine = set(files.partition_by_size(sizes, self.backend.world_size)[self.backend.rank])
         share = {}
         for name, tensor in files.named_tensors(
             model, ema, lambda parameter: self.backend.moments(optimizer, parameter)
@@ -155,7 +155,7 @@ class Checkpoints:
         """Wait for the last save, without which the run cannot end well.
 
         Raises:
-            Failure: on all ranks, if it failed.
+            StorageError: on all ranks, if it failed.
 
         """
         self._finishing = True
@@ -168,7 +168,7 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
 
-    def newest(self, warn: Callable[[str], None]) -> tuple[Path, Progress] | None:
+    def newest(self, warn: Callable[[str], None]) -> tuple[Path, TrainState] | None:
         """Find the newest checkpoint whose bytes are those that were written; damaged ones are set aside.
 
         The ranks share the digests. What a run that died left half done is finished or removed.
@@ -180,33 +180,33 @@ class Checkpoints:
             Its folder and progress, or None if there is no checkpoint at all.
 
         Raises:
-            Refusal: there are checkpoints, and all are damaged, or of another version of this package.
+            UserError: there are checkpoints, and all are damaged, or of another version of this package.
 
         """
-        self.backend.on_main(lambda: files.tidy(self.folder))
-        for path in self.backend.on_main(lambda: files.committed(self.folder)):
+        self.backend.run_on_rank0(lambda: files.recover(self.folder))
+        for path in self.backend.run_on_rank0(lambda: files.list_checkpoints(self.folder)):
             manifest, refusal, damage = None, None, None
             try:
                 manifest = files.read_manifest(path)
                 names = sorted(manifest.files)[self.backend.rank :: self.backend.world_size]
                 files.verify(path, {name: manifest.files[name] for name in names})
-            except Refusal as error:
+            except UserError as error:
                 refusal = error
             except files.DAMAGE as error:
                 damage = str(error)
-            found = next(filter(None, self.backend.agree(refusal, damage)), None)
+            found = next(filter(None, self.backend.all_gather_or_raise(refusal, damage)), None)
             if found is None and manifest:
                 self._best = (manifest.progress.best, manifest.progress.best_step)
                 return path, manifest.progress
-            aside = self.backend.on_main(lambda path=path: files.set_aside(path))  # type: ignore[misc]
-            if self.backend.main:
+            aside = self.backend.run_on_rank0(lambda path=path: files.quarantine(path))  # type: ignore[misc]
+            if self.backend.is_main:
                 warn(f"checkpoint {path.name} is damaged ({found}); set aside as {aside.name}")
-        if self.backend.on_main(lambda: any(self.folder.glob("step-*.damaged"))):
-            raise Refusal(f"{self.folder}: all checkpoints are damaged; start in a new run.dir")
+        if self.backend.run_on_rank0(lambda: any(self.folder.glob("step-*.damaged"))):
+            raise UserError(f"{self.folder}: all checkpoints are damaged; start in a new run.dir")
         return None
 
     def load(
-        self, path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+        self, path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, progress: TrainState
     ) -> None:
         """Read a verified checkpoint into model, average and optimiser, in place and before they are wrapped.
 
@@ -214,7 +214,7 @@ class Checkpoints:
         moments (8 bytes for each parameter) on the CPU until `Backend.wrap` spreads them.
 
         Raises:
-            Refusal: the checkpoint does not hold these tensors.
+            UserError: the checkpoint does not hold these tensors.
 
         """
         for group in optimizer.param_groups:
@@ -224,10 +224,10 @@ class Checkpoints:
                 steps = torch.tensor(float(progress.step), device=device if group["fused"] else "cpu")
                 optimizer.state[parameter] = {"step": steps, **moments}
         tensors = dict(files.named_tensors(model, ema, lambda p: {key: optimizer.state[p][key] for key in MOMENTS}))
-        self.backend.on_all(lambda: files.load(path, tensors, self.group))
-        self.backend.on_main(lambda: self._update_best_weights(progress))
+        self.backend.run_on_all_ranks(lambda: files.load(path, tensors, self.group))
+        self.backend.run_on_rank0(lambda: self._update_best_weights(progress))
 
-    def _run(self, share: dict[str, torch.Tensor], progress: Progress, copied: torch.cuda.Event | None) -> None:
+    def _run(self, share: dict[str, torch.Tensor], progress: TrainState, copied: torch.cuda.Event | None) -> None:
         """Write and commit in a thread; failures to read or write end it on all ranks alike."""
         try:
             if copied:
@@ -236,12 +236,12 @@ class Checkpoints:
             self._write(share, progress)
         except OSError as error:
             self.failure = self._describe(progress, error)
-            if self.backend.main and not self._finishing:  # which says it otherwise
+            if self.backend.is_main and not self._finishing:  # which says it otherwise
                 print(f"error: {self.failure}; the next save tries again", file=sys.stderr, flush=True)
         except BaseException as error:  # raised again in the main thread
             self._crash = error
 
-    def _write(self, share: dict[str, torch.Tensor], progress: Progress) -> None:
+    def _write(self, share: dict[str, torch.Tensor], progress: TrainState) -> None:
         final = files.step_folder(self.folder, progress.step)
         partial = final.with_suffix(".tmp")
         self._on_main(lambda: self._make_empty(partial))
@@ -252,7 +252,7 @@ class Checkpoints:
                 dcp.save(share, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
             except CheckpointException as error:  # no Exception, and raised on all ranks
                 for cause, _ in error.failures.values():
-                    if lost_process(cause):
+                    if peer_lost(cause):
                         raise cause from None
                 raise OSError(files.reason(error)) from None
             digests = self._on_all(
@@ -267,8 +267,8 @@ class Checkpoints:
                 files.commit(partial, Manifest(progress, self.backend.world_size, self.backend.name, written))
 
             self._on_main(commit)
-        except (OSError, Refusal):
-            if self.backend.main:
+        except (OSError, UserError):
+            if self.backend.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         self._best = (progress.best, progress.best_step)
@@ -280,40 +280,40 @@ class Checkpoints:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
 
-    def _update_best_weights(self, progress: Progress) -> None:
+    def _update_best_weights(self, progress: TrainState) -> None:
         """Write the weights of the best validation, if its checkpoint is there and they are not yet."""
         source = files.step_folder(self.folder, progress.best_step)
         written = trained_steps(self.best_weights) == progress.best_step
-        if progress.best is None or written or source not in files.committed(self.folder):
+        if progress.best is None or written or source not in files.list_checkpoints(self.folder):
             return
         try:
             if progress.best_step != progress.step:  # that of this step has just been written or verified
                 files.verify(source, files.read_manifest(source).files)
         except files.DAMAGE as error:
-            aside = files.set_aside(source)
+            aside = files.quarantine(source)
             print(f"checkpoint {source.name} is damaged ({error}); set aside as {aside.name}", flush=True)
             return
         files.export(source, self.best_weights)
 
-    def _prune(self, progress: Progress) -> None:
+    def _prune(self, progress: TrainState) -> None:
         best = files.step_folder(self.folder, progress.best_step)
-        for old in files.committed(self.folder)[self.settings.keep :]:
+        for old in files.list_checkpoints(self.folder)[self.settings.keep :]:
             if old != best:
                 files.remove(old)
 
-    def _describe(self, progress: Progress, error: OSError) -> Failure:
+    def _describe(self, progress: TrainState, error: OSError) -> StorageError:
         path = error.filename or files.step_folder(self.folder, progress.step)
         room = "that folder is gone"
         with contextlib.suppress(OSError):
             room = f"{shutil.disk_usage(self.folder).free / 2**20:,.1f} MiB are free there"
-        last = next(iter(files.committed(self.folder)), None)
-        return Failure(
+        last = next(iter(files.list_checkpoints(self.folder)), None)
+        return StorageError(
             f"{path}: step {progress.step} could not be saved ({files.reason(error)}; {room}); make room or make the "
             f"folder writable. The last good checkpoint is {last.name if last else 'none'}"
         )
 
     def _on_main(self, action: Callable[[], None]) -> None:
-        self._on_all(lambda: action() if self.backend.main else None)
+        self._on_all(lambda: action() if self.backend.is_main else None)
 
     def _on_all(self, action: Callable[[], T]) -> list[T]:
         """Run `action` on every rank, in the thread; return all results, or raise on all what one could not do."""
@@ -322,4 +322,4 @@ class Checkpoints:
             result = action()
         except Exception as error:  # known to all, or they would wait for this one
             failure = error
-        return self.backend.agree(failure, result, self.group)
+        return self.backend.all_gather_or_raise(failure, result, self.group)

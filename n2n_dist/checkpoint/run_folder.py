@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 
 OWNER = "owner.json"
 HEARTBEAT_SECONDS = 3.0
@@ -29,12 +29,12 @@ once."""
 POLL_SECONDS = 0.2
 
 
-class Owner:
+class RunLock:
     """The hold of one run on its folder. Rank 0 claims it; on other ranks nothing is held and nothing is wrong."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / OWNER
-        self.foreign = False
+        self.taken_over = False
         """Whether the folder was found to be another run's: nothing may be written there."""
         self._token = secrets.token_hex(16)
         self._started = _now()
@@ -42,14 +42,14 @@ class Owner:
         self._heart = threading.Thread(target=self._keep_alive, daemon=True, name="owner")
         self._stopped = threading.Event()
 
-    def claim(self, say: Callable[[str], None]) -> None:
+    def acquire(self, say: Callable[[str], None]) -> None:
         """Take the folder, from a dead run too: one that has lost its machine shows nothing for `STALE_SECONDS`.
 
         Args:
             say: told before it takes time.
 
         Raises:
-            Refusal: another run is alive there (names it), or nothing can be written.
+            UserError: another run is alive there (names it), or nothing can be written.
 
         """
         try:
@@ -57,12 +57,12 @@ class Owner:
             self._claim(say)
         except OSError as error:
             self._close()
-            raise Refusal(
+            raise UserError(
                 f"run.dir {self.path.parent}: cannot be written ({error.strerror or error}); choose another folder"
             ) from None
         self._heart.start()
 
-    def problem(self) -> Refusal | None:
+    def lost_error(self) -> UserError | None:
         """Say why this run may write no more: it stood still and another one took over, or its folder is gone."""
         if self._file is None:
             return None
@@ -72,10 +72,10 @@ class Owner:
             return None
         if self._is_mine(content):
             return None
-        self.foreign = True
+        self.taken_over = True
         if content is None:
-            return Refusal(f"{self.path}: it or its folder was removed during the run, which stops and saves nothing")
-        return Refusal(
+            return UserError(f"{self.path}: it or its folder was removed during the run, which stops and saves nothing")
+        return UserError(
             f"run.dir {self.path.parent}: this run gave no sign of life for {STALE_SECONDS:.0f} s, and "
             f"{_name(content)} took the folder over; this one stops and saves nothing"
         )
@@ -102,8 +102,8 @@ class Owner:
                 if not _is_dead(content):
                     say(f"{self.path.parent}: held by {_name(content)}; free in {STALE_SECONDS:.0f} s if that is dead")
             if content != seen:
-                self.foreign = True
-                raise Refusal(
+                self.taken_over = True
+                raise UserError(
                     f"run.dir {self.path.parent}: in use by {_name(content)}, which is alive; wait until it ends "
                     f"(if it dies, the folder is free {STALE_SECONDS:.0f} s later), or choose another run.dir"
                 )

@@ -13,9 +13,9 @@ import torch
 
 from n2n_dist import rng
 from n2n_dist.data.order import Order
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import Image
-from n2n_dist.shards.cache import GIB, Cache, Unavailable, location
+from n2n_dist.shards.cache import GIB, Cache, SourceUnavailableError, location
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import Member, read_window
 
@@ -62,14 +62,14 @@ class DataSettings:
     def __post_init__(self) -> None:
         for name, smallest in (("crop", 8), ("batch", 1), ("workers", 0)):
             if getattr(self, name) < smallest:
-                raise Refusal(f"data.{name} {getattr(self, name)}: must be {smallest} or more")
+                raise UserError(f"data.{name} {getattr(self, name)}: must be {smallest} or more")
         if self.streams is not None and self.streams < 1:
-            raise Refusal(f"data.streams {self.streams}: must be 1 or more")
+            raise UserError(f"data.streams {self.streams}: must be 1 or more")
         if not 0 <= self.max_bad <= 1:
-            raise Refusal(f"data.max_bad {self.max_bad}: must be between 0 and 1")
+            raise UserError(f"data.max_bad {self.max_bad}: must be between 0 and 1")
         for name in ("cache_gb", "timeout"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise Refusal(f"data.{name} {getattr(self, name)}: must be above 0")
+                raise UserError(f"data.{name} {getattr(self, name)}: must be above 0")
         folder_list(self.shards, "data.shards")
 
     def open_cache(self) -> Cache:
@@ -91,8 +91,8 @@ class Batch:
     """Value that means no light in each sample, float64 [B]."""
     white: np.ndarray
     """Value that means full light, float64 [B]."""
-    bad: list[Refusal] = field(default_factory=list)
-    """One message for each sample that could not be read and was replaced; zeros where one is `Unavailable`."""
+    bad: list[UserError] = field(default_factory=list)
+    """One message for each sample that could not be read and was replaced; zeros where its source is unavailable."""
 
     def to(self, device: torch.device) -> Batch:
         """Move the pixels to `device`, a GPU by way of page-locked memory: the copy goes on after the return."""
@@ -128,23 +128,23 @@ class CropDataset(torch.utils.data.Dataset):
             epoch: positions after which the order begins anew; default: the number of samples.
 
         Raises:
-            Refusal: a shard has samples that are too small, or have no reference.
+            UserError: a shard has samples that are too small, or have no reference.
 
         """
         for path, shard in zip(index.paths, index.shards, strict=True):
             if min(shard.smallest) < crop:
                 height, width = shard.smallest
-                raise Refusal(
+                raise UserError(
                     f"data.crop {crop}: {path} has tiles down to {height}x{width}; lower it, or leave small images out"
                 )
             if source == "supervised" and not shard.clean:
-                raise Refusal(f"pairs.supervised: {path} has samples without KEY.clean")
+                raise UserError(f"pairs.supervised: {path} has samples without KEY.clean")
         self.index = index
         self.seed = seed
         self.crop = crop
         self.source = source
         self.epoch = epoch or len(index)
-        self.gone: Unavailable | None = None
+        self.gone: SourceUnavailableError | None = None
         """Why nothing more is read by this process: no other sample stands in for those of a source that is gone."""
         self.shape = (len(SOURCES[source]), index.shards[0].channels[0], crop, crop)
 
@@ -181,7 +181,7 @@ class CropDataset(torch.utils.data.Dataset):
         """Read a batch of samples of one type, or, if they may be `mixed`, of any; None if they are of several."""
         count = len(places)
         samples, black, white = np.empty(count, np.int64), np.empty(count), np.empty(count)
-        bad: list[Refusal] = []
+        bad: list[UserError] = []
         pixels = None
         for i, (position, number) in enumerate(places):
             samples[i], images, messages = self._images(position, number)
@@ -200,16 +200,16 @@ class CropDataset(torch.utils.data.Dataset):
         positions = np.array([position for position, _ in places], np.int64)
         return Batch(positions, samples, torch.from_numpy(pixels), black, white, bad)
 
-    def _images(self, position: int, number: int) -> tuple[int, list[Image], list[Refusal]]:
+    def _images(self, position: int, number: int) -> tuple[int, list[Image], list[UserError]]:
         """Return the sample that was read, its crops, and why others were not."""
-        bad: list[Refusal] = []
+        bad: list[UserError] = []
         for attempt in range(0 if self.gone else ATTEMPTS):
             try:
                 return number, self._crops(position, number), bad
-            except Unavailable as gone:
+            except SourceUnavailableError as gone:
                 self.gone = gone
                 break
-            except Refusal as refusal:
+            except UserError as refusal:
                 bad.append(refusal)
                 number = rng.integer(self.seed, position, f"replacement-{attempt}", len(self.index))
         # nothing is left to read: the loop will stop all ranks together
@@ -232,7 +232,7 @@ class CropDataset(torch.utils.data.Dataset):
             return [read(sample.captures[0])]
         count = len(sample.captures)
         start = rng.integer(self.seed, number, "first-pair", max(1, count * (count - 1)))
-        first, *others = [sample.captures[k] for k in take_turns(count, start + position // self.epoch)]
+        first, *others = [sample.captures[k] for k in capture_order(count, start + position // self.epoch)]
         match self.source:
             case "capture":
                 return [read(first)]
@@ -273,7 +273,7 @@ class RankOrder(torch.utils.data.Sampler):
         return list(enumerate(numbers.tolist(), samples_seen + self.first))
 
 
-def take_turns(captures: int, turn: int) -> list[int]:
+def capture_order(captures: int, turn: int) -> list[int]:
     """Order the captures of a scene: input, target, all others.
 
     In K (K - 1) consecutive turns every ordered pair of the K captures stands in front once.
@@ -299,7 +299,7 @@ def folder_list(value: Any, name: str) -> list[Path | str]:
     """Read a setting that is one folder or URL or a list of them; a URL stays a string."""
     folders = [value] if isinstance(value, str) else value
     if not isinstance(folders, list) or not folders or not all(isinstance(f, str) for f in folders):
-        raise Refusal(f"{name} {value!r}: give a folder of shards or a list of folders")
+        raise UserError(f"{name} {value!r}: give a folder of shards or a list of folders")
     return [location(folder) for folder in folders]
 
 
@@ -316,7 +316,7 @@ def open_data(
         slots: places of every batch that are read on this machine.
 
     Raises:
-        Refusal: names the setting or the shard, and the remedy.
+        UserError: names the setting or the shard, and the remedy.
 
     """
     index = Index(folder_list(settings.shards, "data.shards"), settings.open_cache())

@@ -16,7 +16,7 @@ import torch
 
 from n2n_dist import signals
 from n2n_dist.data.dataset import Batch, CropDataset, RankOrder
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 
 PREFETCH = 4
 """Micro-batches that each worker reads ahead."""
@@ -121,7 +121,7 @@ class _Parcel:
     pixels: Address | torch.Tensor
     black: np.ndarray
     white: np.ndarray
-    bad: list[Refusal]
+    bad: list[UserError]
 
     def open(self, buffers: Buffers) -> Batch:
         pixels = self.pixels if isinstance(self.pixels, torch.Tensor) else buffers.open(self.pixels)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.rng import permutation
 
 MAX_STREAMS = 64
@@ -36,17 +36,17 @@ class Order:
             streams: C, which must divide B; default the largest divisor of B up to 64.
 
         Raises:
-            Refusal: fewer samples than B, or a C that does not divide B.
+            UserError: fewer samples than B, or a C that does not divide B.
 
         """
         total = int(np.sum(sizes))
         if total < batch:
-            raise Refusal(
+            raise UserError(
                 f"data.batch {batch}: more than the {total} samples of data.shards; lower it to {total} or less"
             )
         self.streams = streams or max(c for c in range(1, min(batch, MAX_STREAMS) + 1) if batch % c == 0)
         if self.streams < 1 or batch % self.streams:
-            raise Refusal(f"data.streams {streams}: must divide data.batch {batch}")
+            raise UserError(f"data.streams {streams}: must divide data.batch {batch}")
         self.sizes = np.asarray(sizes, np.int64)
         self.seed = seed
         self.batch_size = batch

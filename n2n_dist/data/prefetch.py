@@ -6,7 +6,7 @@ import threading
 from collections import deque
 
 from n2n_dist.data.order import Order
-from n2n_dist.shards.cache import RemoteFile, Unavailable
+from n2n_dist.shards.cache import RemoteFile, SourceUnavailableError
 from n2n_dist.shards.index import Index
 
 
@@ -55,7 +55,7 @@ class Prefetcher(threading.Thread):
                     try:
                         self.index.cache.fetch(file)
                         break
-                    except Unavailable:
+                    except SourceUnavailableError:
                         self.stopped.wait(self.index.cache.timeout)
 
     def _keep(self) -> None:

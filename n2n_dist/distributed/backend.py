@@ -23,7 +23,7 @@ from n2n_dist.devices import autocast, set_threads, use_gpu
 from n2n_dist.distributed import zero
 from n2n_dist.distributed.batch import BatchPlan
 from n2n_dist.distributed.watchdog import MARGIN_SECONDS, Watchdog
-from n2n_dist.errors import Failure, Refusal
+from n2n_dist.errors import StorageError, UserError
 
 T = TypeVar("T")
 BUCKET_MB = 4
@@ -51,7 +51,7 @@ class Backend:
             watchdog: ends this process when other ranks do not answer.
 
         Raises:
-            Refusal: ZeRO-3, or processes that found no common world.
+            UserError: ZeRO-3, or processes that found no common world.
 
         """
         self.plan = plan
@@ -73,7 +73,7 @@ class Backend:
         if self.zero:
             stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
             if stage not in (1, 2):
-                raise Refusal(
+                raise UserError(
                     f"zero_stage {stage}: only 1 and 2, because networks of this kind fit on one device, and "
                     "checkpoints need every weight there; use launch/backends/zero2.yaml"
                 )
@@ -93,7 +93,7 @@ class Backend:
         # cpu=True would turn a DeepSpeed launch into plain DDP; without it DDP on a CPU gives worlds of one
         self.accelerator = accelerate.Accelerator(cpu=not gpu and not self.zero, kwargs_handlers=handlers, **arguments)
         if self.zero and self.accelerator.distributed_type != accelerate.DistributedType.DEEPSPEED:
-            raise Refusal(
+            raise UserError(
                 f"ACCELERATE_USE_CPU: Accelerate takes DDP for {self.name} where it is true; unset it, or use "
                 "launch/backends/cpu.yaml"
             )
@@ -103,18 +103,18 @@ class Backend:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         if self.world_size != plan.world_size or self.rank != int(os.environ.get("RANK", 0)):
-            raise Refusal(
+            raise UserError(
                 f"this process is rank {self.rank} of {self.world_size}, but the launcher started rank "
                 f"{os.environ.get('RANK', 0)} of {plan.world_size}; use one of launch/backends/*.yaml"
             )
         self.watchdog = watchdog or Watchdog(float("inf"), lambda lost: None)
-        self.hosts: list[str] = self.agree(None, socket.gethostname())
+        self.hosts: list[str] = self.all_gather_or_raise(None, socket.gethostname())
         """The machine of each rank."""
         if watchdog is not None and self.world_size > 1:
             watchdog.start(self.rank, self.hosts)
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is rank 0, which prints and writes."""
         return self.rank == 0
 
@@ -196,56 +196,58 @@ class Backend:
             return None
         return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(days=1)))
 
-    def agree(self, refusal: Exception | None, word: Any = None, group: dist.ProcessGroup | None = None) -> list[Any]:
-        """Raise on all ranks what one of them has to refuse, else return each one's word; every rank must call this.
+    def all_gather_or_raise(
+        self, error: Exception | None, value: Any = None, group: dist.ProcessGroup | None = None
+    ) -> list[Any]:
+        """All-gather `value`; if any rank passes an error, raise the first on every rank. Collective.
 
-        Another thread than the main one needs a `group` of its own.
+        A thread other than the main one needs a `group` of its own.
         """
-        gathered = [(refusal, word)]
+        gathered = [(error, value)]
         if self.world_size > 1:
             gathered *= self.world_size
-            dist.all_gather_object(gathered, (refusal, word), group=group)
+            dist.all_gather_object(gathered, (error, value), group=group)
         self.watchdog.progress()
         for found, _ in gathered:
             if found is not None:
                 raise found
-        return [word for _, word in gathered]
+        return [value for _, value in gathered]
 
-    def on_all(self, action: Callable[[], T]) -> T:
+    def run_on_all_ranks(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank and return each rank's own result.
 
         Raises:
-            Refusal: on all ranks, what one of them has to refuse; names its machine where there are several.
+            UserError: on all ranks, what one of them has to refuse; names its machine where there are several.
 
         """
         result, refusal = None, None
         try:
             result = action()
-        except Refusal as error:
+        except UserError as error:
             refusal = error if len(set(self.hosts)) == 1 else type(error)(f"on {self.hosts[self.rank]}: {error}")
-        self.agree(refusal)
+        self.all_gather_or_raise(refusal)
         return cast(T, result)
 
-    def on_main(self, action: Callable[[], T]) -> T:
+    def run_on_rank0(self, action: Callable[[], T]) -> T:
         """Run `action` on rank 0 and return its result on all ranks.
 
         Raises:
-            Refusal: on all ranks, what the action refused.
-            Failure: on all ranks, what it could not write.
+            UserError: on all ranks, what the action refused.
+            StorageError: on all ranks, what it could not write.
 
         """
         outcome: list[Any] = [None]
         refusal = None
-        if self.main:
+        if self.is_main:
             try:
                 outcome[0] = action()
-            except Refusal as error:
+            except UserError as error:
                 refusal = error
             except OSError as error:
-                refusal = Failure(
+                refusal = StorageError(
                     f"{error.filename}: cannot be written ({error.strerror}); make room or use another run.dir"
                 )
-        self.agree(refusal)
+        self.all_gather_or_raise(refusal)
         if self.world_size > 1:
             dist.broadcast_object_list(outcome, src=0)
         return outcome[0]

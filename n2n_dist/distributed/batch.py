@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 
 
 @dataclass
@@ -30,13 +30,13 @@ def plan_batch(batch: int, largest_micro_batch: int | None) -> BatchPlan:
     """Divide the global batch over the ranks of this launch and into equal micro-batches.
 
     Raises:
-        Refusal: the ranks do not divide the batch.
+        UserError: the ranks do not divide the batch.
 
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if batch % world_size:
         near = max(world_size, round(batch / world_size) * world_size)
-        raise Refusal(f"data.batch {batch}: not divisible by {world_size} processes; try data.batch={near}")
+        raise UserError(f"data.batch {batch}: not divisible by {world_size} processes; try data.batch={near}")
     share = batch // world_size
     micro = max(m for m in range(1, min(share, largest_micro_batch or share) + 1) if share % m == 0)
     return BatchPlan(world_size, batch, micro, share // micro)

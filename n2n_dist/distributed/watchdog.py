@@ -17,7 +17,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from n2n_dist.errors import LostProcess
+from n2n_dist.errors import PeerLostError
 
 TICK_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
@@ -29,13 +29,13 @@ GONE = re.compile(r"closed|reset|broken pipe|timed? ?out|remote process|ncclRemo
 CONTINUE = "the same command continues after the last checkpoint"
 
 
-def lost_process(error: BaseException) -> LostProcess | None:
+def peer_lost(error: BaseException) -> PeerLostError | None:
     """Return what an error of torch.distributed means to the user, if it is that another process is gone."""
     text = " ".join(str(error).split())
     ours = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
     if not ours or not GONE.search(text):
         return None
-    return LostProcess(
+    return PeerLostError(
         f"another process of this run is gone ({text[:200]}). It was killed, ran out of memory or failed with a "
         f"message of its own, or the network did; {CONTINUE}"
     )
@@ -44,7 +44,7 @@ def lost_process(error: BaseException) -> LostProcess | None:
 class Watchdog:
     """Ends this process when the run makes no progress."""
 
-    def __init__(self, timeout: float, on_loss: Callable[[LostProcess], None]) -> None:
+    def __init__(self, timeout: float, on_loss: Callable[[PeerLostError], None]) -> None:
         """Watch nothing yet.
 
         Args:
@@ -101,13 +101,13 @@ class Watchdog:
             except dist.DistStoreError:  # not all have answered
                 missing[:] = [rank for rank, name in enumerate(names) if not store.check([name])]
 
-    def _describe(self, missing: Sequence[int]) -> LostProcess:
+    def _describe(self, missing: Sequence[int]) -> PeerLostError:
         text = f"train.timeout {self.timeout:g}: no progress for so many seconds"
         if missing:
             named = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in missing[:4])
             more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-            return LostProcess(f"{text}, and no answer from {named}{more}: it is stopped, or gone; {CONTINUE}")
-        return LostProcess(
+            return PeerLostError(f"{text}, and no answer from {named}{more}: it is stopped, or gone; {CONTINUE}")
+        return PeerLostError(
             f"{text}, although all processes are alive: one of them waits for its storage, or a step takes as long; "
             f"raise it in that case. {CONTINUE[0].upper() + CONTINUE[1:]}"
         )

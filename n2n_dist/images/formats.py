@@ -20,7 +20,7 @@ import PIL.Image
 import PIL.ImageOps
 import tifffile
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 
 MAX_PIXELS = 1 << 29
 """Larger than any sensor or mosaic that fits into memory here; a frame that claims more is refused."""
@@ -53,20 +53,20 @@ def open_frames(file: BinaryIO, suffix: str) -> Frames:
     """Open a file of the format that `suffix` names; `file` must stay open until its frames are read.
 
     Raises:
-        Refusal: also from `read`: damaged, too large, an unsupported kind of image, or a package is missing.
+        UserError: also from `read`: damaged, too large, an unsupported kind of image, or a package is missing.
 
     """
     if suffix.lower() not in _OPEN:
-        raise Refusal(f"{suffix or 'no suffix'}: not a known format; known are {', '.join(_OPEN)}")
+        raise UserError(f"{suffix or 'no suffix'}: not a known format; known are {', '.join(_OPEN)}")
     with damage_refused():
         frames = _OPEN[suffix.lower()](file)
     pixels = [height * width for height, width in frames.sizes]
     if not any(pixels):
-        raise Refusal("holds no image")
+        raise UserError("holds no image")
     if max(pixels) > MAX_PIXELS:
-        raise Refusal(f"claims {max(pixels):,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")
+        raise UserError(f"claims {max(pixels):,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")
     if sum(pixels) > MAX_FILE_PIXELS:
-        raise Refusal(f"claims {len(pixels):,} frames of {sum(pixels):,} pixels in all; split it into several files")
+        raise UserError(f"claims {len(pixels):,} frames of {sum(pixels):,} pixels in all; split it into several files")
 
     def read() -> tuple[list[np.ndarray], Range | None]:
         with damage_refused():
@@ -85,14 +85,14 @@ def damage_refused() -> Iterator[None]:
     """Turn what the libraries raise for damaged bytes, each its own kinds of error, into a refusal."""
     try:
         yield
-    except Refusal:
+    except UserError:
         raise
     except MemoryError:
         raise
     except PIL.UnidentifiedImageError:  # its message holds an address in memory
-        raise Refusal("damaged or not an image (no PNG or JPEG)") from None
+        raise UserError("damaged or not an image (no PNG or JPEG)") from None
     except Exception as error:
-        raise Refusal(f"damaged or not an image ({type(error).__name__}: {' '.join(str(error).split())})") from None
+        raise UserError(f"damaged or not an image ({type(error).__name__}: {' '.join(str(error).split())})") from None
 
 
 def _open_pillow(file: BinaryIO) -> Frames:
@@ -127,7 +127,7 @@ def _open_tiff(file: BinaryIO) -> Frames:
         kind = tifffile.PHOTOMETRIC(series.keyframe.photometric).name
         compressed = series.keyframe.compression == tifffile.COMPRESSION.JPEG  # whose decoder makes RGB of YCbCr
         if kind not in ("MINISBLACK", "RGB") and not (kind == "YCBCR" and compressed):
-            raise Refusal(f"a TIFF of kind {kind}; save it as grey or RGB")
+            raise UserError(f"a TIFF of kind {kind}; save it as grey or RGB")
         lengths = dict(zip(series.axes, series.shape, strict=True))
         height, width, channels = (lengths.get(axis, 1) for axis in _image_axes(series))
         sizes += _same((height, width), math.prod(series.shape) // (height * width * channels))
@@ -157,7 +157,9 @@ def _open_npy(file: BinaryIO) -> Frames:
     shape, dtype = _npy_header(file)
     missing = file.tell() + math.prod(shape) * dtype.itemsize - file.seek(0, 2)
     if missing > 0:
-        raise Refusal(f"damaged or not an image (claims shape {shape} and type {dtype}, {missing:,} bytes are missing)")
+        raise UserError(
+            f"damaged or not an image (claims shape {shape} and type {dtype}, {missing:,} bytes are missing)"
+        )
     file.seek(0)
     return Frames(_frame_sizes(shape), lambda: _supported(_frames_of(np.load(file, allow_pickle=False))))
 
@@ -187,7 +189,9 @@ def _frame_sizes(shape: tuple[int, ...]) -> list[Size]:
         return _same((shape[1], shape[2]), shape[0])
     if len(shape) in (2, 3):
         return [(shape[0], shape[1])]
-    raise Refusal(f"an array of shape {shape}: give [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with 1 to 4 channels")
+    raise UserError(
+        f"an array of shape {shape}: give [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with 1 to 4 channels"
+    )
 
 
 def _frames_of(array: np.ndarray) -> list[np.ndarray]:
@@ -204,7 +208,7 @@ def _open_fits(file: BinaryIO) -> Frames:
         arrays = [hdu.data for hdu in images]
         if len({array.dtype for array in arrays}) > 1:  # such as an image and its mask
             planes = (f"{hdu.name} {array.dtype.name}".strip() for hdu, array in zip(images, arrays, strict=True))
-            raise Refusal(
+            raise UserError(
                 f"holds planes of several types ({', '.join(planes)}); write those of the image to a new file"
             )
         return _supported([frame for array in arrays for frame in array.reshape(-1, *array.shape[-2:])])
@@ -223,7 +227,7 @@ def _open_dicom(file: BinaryIO) -> Frames:
         if data.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2", "RGB") and (
             not data.PhotometricInterpretation.startswith("YBR")
         ):
-            raise Refusal(f"a DICOM of kind {data.PhotometricInterpretation}; save it as grey or RGB")
+            raise UserError(f"a DICOM of kind {data.PhotometricInterpretation}; save it as grey or RGB")
         stored = data.pixel_array
         frames = list(stored) if len(sizes) > 1 else [stored]
         signed, bits = bool(data.PixelRepresentation), int(data.BitsStored)
@@ -253,7 +257,7 @@ def _rescale(data: Any, frame: int) -> tuple[float, float]:
 
 def _same(size: Size, count: int) -> list[Size]:
     if count > MAX_FRAMES:
-        raise Refusal(f"claims {count:,} frames, more than {MAX_FRAMES:,}; split it into several files")
+        raise UserError(f"claims {count:,} frames, more than {MAX_FRAMES:,}; split it into several files")
     return [size] * count
 
 
@@ -261,14 +265,14 @@ def _science(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        raise Refusal(f"needs the package {package}: pip install 'n2n_dist[science]'") from None
+        raise UserError(f"needs the package {package}: pip install 'n2n_dist[science]'") from None
 
 
 def _supported(frames: list[np.ndarray]) -> tuple[list[np.ndarray], Range | None]:
     """Bring frames to [H, W, C] and one of our types; their range is that of the type in the file."""
     range_ = full_range(frames[0].dtype)
     if any(frame.dtype != frames[0].dtype for frame in frames):
-        raise Refusal("holds frames of several types; save them as separate files")
+        raise UserError("holds frames of several types; save them as separate files")
     if frames[0].dtype.itemsize > 2:
         range_ = None  # no camera fills 32 bit: their ends say nothing
     if frames[0].dtype == bool:
@@ -279,20 +283,20 @@ def _supported(frames: list[np.ndarray]) -> tuple[list[np.ndarray], Range | None
 def _supported_frame(frame: np.ndarray) -> np.ndarray:
     pixels = frame[..., None] if frame.ndim == 2 else frame
     if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= MAX_CHANNELS:
-        raise Refusal(f"an image of shape {frame.shape}: give [H, W] or [H, W, C] with 1 to {MAX_CHANNELS} channels")
+        raise UserError(f"an image of shape {frame.shape}: give [H, W] or [H, W, C] with 1 to {MAX_CHANNELS} channels")
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
     if np.issubdtype(pixels.dtype, np.integer) and (
         pixels.dtype.itemsize > 2 and max(abs(int(pixels.min())), abs(int(pixels.max()))) > FLOAT32_INTEGERS
     ):
-        raise Refusal(f"{pixels.dtype} values up to {pixels.max():,}, which float32 cannot hold exactly; scale them")
+        raise UserError(f"{pixels.dtype} values up to {pixels.max():,}, which float32 cannot hold exactly; scale them")
     if not np.issubdtype(pixels.dtype, np.integer) and not np.issubdtype(pixels.dtype, np.floating):
-        raise Refusal(f"an image of type {pixels.dtype}: convert it to uint8, uint16 or float32")
+        raise UserError(f"an image of type {pixels.dtype}: convert it to uint8, uint16 or float32")
     with np.errstate(over="ignore"):
         pixels = pixels.astype(np.float32, copy=False)
     if broken := pixels.size - int(np.isfinite(pixels).sum()):
-        raise Refusal(f"{broken:,} of {pixels.size:,} values are NaN, infinite or beyond float32; replace them")
+        raise UserError(f"{broken:,} of {pixels.size:,} values are NaN, infinite or beyond float32; replace them")
     return pixels
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import tifffile
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.formats import MAX_CHANNELS, MAX_PIXELS, SUFFIXES, Range, damage_refused, full_range, open_frames
 
 PERCENTILES = (0, 1, 50, 99, 100)
@@ -39,19 +39,19 @@ class Image:
         """Wrap an array [H, W] or [H, W, C]; the range defaults to the type's (float: 0 to 1).
 
         Raises:
-            Refusal: another type, shape or number of channels, or white not above black.
+            UserError: another type, shape or number of channels, or white not above black.
 
         """
         pixels = array[..., None] if array.ndim == 2 else array
         if array.dtype not in (np.uint8, np.uint16, np.float32):
-            raise Refusal(f"an image of type {array.dtype}: convert it to uint8, uint16 or float32")
+            raise UserError(f"an image of type {array.dtype}: convert it to uint8, uint16 or float32")
         if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= MAX_CHANNELS or 0 in pixels.shape:
-            raise Refusal(f"an image of shape {array.shape}: give [H, W] or [H, W, C] with 1 to 4 channels")
+            raise UserError(f"an image of shape {array.shape}: give [H, W] or [H, W, C] with 1 to 4 channels")
         lowest, highest = full_range(array.dtype) or (0.0, 1.0)
         black = lowest if black is None else black
         white = highest if white is None else white
         if not (white > black and math.isfinite(white - black)):
-            raise Refusal(f"white level {white:g} is not above black level {black:g}")
+            raise UserError(f"white level {white:g} is not above black level {black:g}")
         return cls(pixels, black, white)
 
     def normalised(self) -> np.ndarray:
@@ -74,11 +74,11 @@ def find_images(folder: Path) -> list[Path]:
     """List the image files below `folder` in a fixed order, hidden files left out.
 
     Raises:
-        Refusal: there is no such folder, or no image in it.
+        UserError: there is no such folder, or no image in it.
 
     """
     if not folder.is_dir():
-        raise Refusal(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder")
     files, seen = [], set()
     for name, folders, names in os.walk(folder, followlinks=True):
         place = Path(name)
@@ -88,7 +88,7 @@ def find_images(folder: Path) -> list[Path]:
         seen.add(place.resolve())
     files = sorted(path for path in files if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
-        raise Refusal(f"{folder}: no image in it; give a folder of {', '.join(SUFFIXES)} files")
+        raise UserError(f"{folder}: no image in it; give a folder of {', '.join(SUFFIXES)} files")
     return files
 
 
@@ -96,7 +96,7 @@ def read_frames(path: Path, black: float | None = None, white: float | None = No
     """Read every frame of an image file; the range given goes over that of its type or metadata.
 
     Raises:
-        Refusal: the file cannot be read, is too large, holds an unsupported kind of image, or floating-point values
+        UserError: the file cannot be read, is too large, holds an unsupported kind of image, or floating-point values
             whose range nobody gave.
 
     """
@@ -104,25 +104,25 @@ def read_frames(path: Path, black: float | None = None, white: float | None = No
         with path.open("rb") as file:
             frames, known = open_frames(file, path.suffix).read()
         if known is None and white is None:
-            raise Refusal(f"which value is white? Give --white (and --black); values are {_percentiles(frames)}")
+            raise UserError(f"which value is white? Give --white (and --black); values are {_percentiles(frames)}")
         black, white = _range(known, black, white)
         return [Image.from_array(frame, black, white) for frame in frames]
-    except Refusal as refusal:
-        raise Refusal(f"{path}: {refusal}") from None
+    except UserError as refusal:
+        raise UserError(f"{path}: {refusal}") from None
     except OSError as error:
-        raise Refusal(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def read_image(path: Path, black: float | None = None, white: float | None = None) -> Image:
     """Read a file of one frame.
 
     Raises:
-        Refusal: as for `read_frames`, or there are several.
+        UserError: as for `read_frames`, or there are several.
 
     """
     frames = read_frames(path, black, white)
     if len(frames) != 1:
-        raise Refusal(f"{path}: holds {len(frames)} frames; save each as a file of its own")
+        raise UserError(f"{path}: holds {len(frames)} frames; save each as a file of its own")
     return frames[0]
 
 
@@ -130,7 +130,7 @@ def decode(data: bytes, suffix: str) -> np.ndarray:
     """Decode the bytes of a member of a shard to [H, W] or [H, W, C].
 
     Raises:
-        Refusal: the bytes are damaged, too large, of an unsupported kind, or several frames.
+        UserError: the bytes are damaged, too large, of an unsupported kind, or several frames.
 
     """
     if suffix.lower() == ".npy":
@@ -140,7 +140,7 @@ def decode(data: bytes, suffix: str) -> np.ndarray:
             return imagecodecs.webp_decode(data)
     frames, _ = open_frames(io.BytesIO(data), suffix).read()
     if len(frames) != 1:
-        raise Refusal(f"holds {len(frames)} frames; a member is one image")
+        raise UserError(f"holds {len(frames)} frames; a member is one image")
     return frames[0]
 
 
@@ -152,7 +152,7 @@ def npy_stand_in(start: bytes, size: int) -> np.ndarray:
         size: its length in bytes.
 
     Raises:
-        Refusal: damaged, truncated, or a layout out of which rows cannot be read.
+        UserError: damaged, truncated, or a layout out of which rows cannot be read.
 
     """
     shape, dtype, _ = _npy_layout(start, size)
@@ -165,11 +165,11 @@ def _npy_layout(start: bytes, size: int) -> tuple[tuple[int, ...], np.dtype, int
         head, length = (10, start[8:10]) if start[6:7] == b"\1" else (12, start[8:12])
         shape, dtype, fortran, offset = _npy_header(start[: head + int.from_bytes(length, "little")])
     if math.prod(shape[:2]) > MAX_PIXELS:
-        raise Refusal(f"claims {math.prod(shape[:2]):,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")
+        raise UserError(f"claims {math.prod(shape[:2]):,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")
     if fortran:  # rows are taken out of the file
-        raise Refusal("an array in Fortran order; save numpy.ascontiguousarray of it")
+        raise UserError("an array in Fortran order; save numpy.ascontiguousarray of it")
     if size != offset + math.prod(shape) * dtype.itemsize:
-        raise Refusal(f"damaged or not an image ({size:,} bytes for {dtype} of shape {shape})")
+        raise UserError(f"damaged or not an image ({size:,} bytes for {dtype} of shape {shape})")
     return shape, dtype, offset
 
 
@@ -186,7 +186,7 @@ def encode(pixels: np.ndarray, suffix: str) -> bytes:
     """Encode [H, W, C] losslessly by suffix: `.npy`, `.png` (8 and 16 bit), `.webp` (8-bit RGB) or `.tif`.
 
     Raises:
-        Refusal: the format cannot hold this type of pixel.
+        UserError: the format cannot hold this type of pixel.
 
     """
     squeezed = pixels[..., 0] if pixels.shape[2] == 1 else pixels
@@ -197,11 +197,11 @@ def encode(pixels: np.ndarray, suffix: str) -> bytes:
         case ".tif" | ".tiff":
             return _encode_tiff([pixels])
         case ".webp" if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
-            raise Refusal(f"WebP holds 8-bit RGB, not {pixels.dtype} of {pixels.shape[2]} channels; use PNG or NPY")
+            raise UserError(f"WebP holds 8-bit RGB, not {pixels.dtype} of {pixels.shape[2]} channels; use PNG or NPY")
         case ".webp":
             return bytes(imagecodecs.webp_encode(np.ascontiguousarray(pixels), lossless=True))
         case ".png" if pixels.dtype == np.float32:
-            raise Refusal("PNG cannot hold float32; use TIFF or NPY")
+            raise UserError("PNG cannot hold float32; use TIFF or NPY")
         case ".png" if pixels.dtype == np.uint16:
             return bytes(imagecodecs.png_encode(np.ascontiguousarray(squeezed)))
         case ".png" if pixels.shape[2] == 2:
@@ -209,7 +209,7 @@ def encode(pixels: np.ndarray, suffix: str) -> bytes:
         case ".png":
             PIL.Image.fromarray(squeezed).save(buffer, "PNG", optimize=True)
         case _:
-            raise Refusal(f"cannot write {suffix} without loss; use .png, .tif or .npy")
+            raise UserError(f"cannot write {suffix} without loss; use .png, .tif or .npy")
     return buffer.getvalue()
 
 
@@ -222,7 +222,7 @@ def write_frames(path: Path, frames: Sequence[np.ndarray]) -> None:
     """Write one or several frames [H, W, C] losslessly by the file's suffix, through a temporary file.
 
     Raises:
-        Refusal: the format cannot hold them, or the file cannot be written.
+        UserError: the format cannot hold them, or the file cannot be written.
 
     """
     suffix = path.suffix.lower()
@@ -233,14 +233,14 @@ def write_frames(path: Path, frames: Sequence[np.ndarray]) -> None:
     elif suffix == ".npy":
         data = _encode_npy(np.stack(frames))
     else:
-        raise Refusal(f"{path}: {suffix} holds one frame, not {len(frames)}; use .tif or .npy")
+        raise UserError(f"{path}: {suffix} holds one frame, not {len(frames)}; use .tif or .npy")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        raise Refusal(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
 
 
 def _encode_npy(array: np.ndarray) -> bytes:

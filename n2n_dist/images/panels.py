@@ -10,7 +10,7 @@ import torch
 GAP = 4
 
 
-def join_strips(rows: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
+def join_panels(rows: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
     """Join rows of images [C, H, W] in [0, 1] to a uint8 picture [H, W, 3] with white gaps; rows may differ in size."""
     pictures = [[_to_rgb(image) for image in row] for row in rows]
     height = sum(row[0].shape[0] for row in pictures) + GAP * (len(rows) - 1)

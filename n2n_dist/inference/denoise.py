@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import find_images, read_frames, write_frames
 from n2n_dist.inference.tile import denoise_image
 from n2n_dist.models.weights import load_model
@@ -33,7 +33,7 @@ def denoise_files(
     A destination without suffix is a folder. Nothing is written over.
 
     Raises:
-        Refusal: no weights, no images, an output that exists already, or, after all other files are done,
+        UserError: no weights, no images, an output that exists already, or, after all other files are done,
             images that could not be read or have another number of channels than the network.
 
     """
@@ -44,23 +44,23 @@ def denoise_files(
         folder = destination.is_dir() or not destination.suffix
         outputs = {source: _output(destination / source.name if folder else destination)}
     else:
-        raise Refusal(f"{source}: no such file or folder")
+        raise UserError(f"{source}: no such file or folder")
     for output in outputs.values():
         if output.exists():
-            raise Refusal(f"{output}: exists already; remove it or choose another destination")
+            raise UserError(f"{output}: exists already; remove it or choose another destination")
     if len(set(outputs.values())) < len(outputs):
-        raise Refusal(f"{source}: two images would be written under one name; rename one (JPEG becomes .png)")
+        raise UserError(f"{source}: two images would be written under one name; rename one (JPEG becomes .png)")
     failed = []
     for path, output in outputs.items():
         try:
             frames = read_frames(path, black, white)
             write_frames(output, [denoise_image(model, frame).pixels for frame in frames])
             print(f"{path} -> {output}")
-        except Refusal as refusal:
+        except UserError as refusal:
             failed.append(str(refusal) if str(path) in str(refusal) else f"{path}: {refusal}")
             print(f"skipped: {failed[-1]}")
     if failed:
-        raise Refusal(f"{len(failed)} of {len(outputs)} images were not denoised, the first: {failed[0]}")
+        raise UserError(f"{len(failed)} of {len(outputs)} images were not denoised, the first: {failed[0]}")
 
 
 def _output(path: Path) -> Path:

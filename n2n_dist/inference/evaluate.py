@@ -16,9 +16,9 @@ from accelerate.utils import gather_object
 
 from n2n_dist import rng
 from n2n_dist.devices import set_threads, use_gpu
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import find_images, read_image
-from n2n_dist.images.panels import join_strips
+from n2n_dist.images.panels import join_panels
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, psnr, ssim, to_8_bit
 from n2n_dist.models.weights import load_model
@@ -64,12 +64,12 @@ def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Sc
         The scores of every image and, last, their mean; on other ranks than 0, None.
 
     Raises:
-        Refusal: no weights, no images, images of another number of channels, or a folder that cannot be written or
+        UserError: no weights, no images, images of another number of channels, or a folder that cannot be written or
             holds scores already.
 
     """
     if (output / TABLE).exists():
-        raise Refusal(f"{output / TABLE}: exists already; remove it or choose another --output")
+        raise UserError(f"{output / TABLE}: exists already; remove it or choose another --output")
     state = accelerate.PartialState(cpu=not use_gpu())
     if state.device.type == "cpu":
         set_threads()
@@ -78,15 +78,15 @@ def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Sc
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refusal(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
+        raise UserError(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
     lpips = LPIPS().to(state.device) if model.settings.channels in (1, 3) else None
     rows: list[tuple[int, Scores]] = []
-    strips: list[tuple[int, list[torch.Tensor]]] = []
+    panels: list[tuple[int, list[torch.Tensor]]] = []
     refusals: list[str] = []
     for number, path in list(enumerate(paths))[state.process_index :: state.num_processes]:
         try:
             clean = _read_clean(path, model.settings.channels)
-        except Refusal as refusal:
+        except UserError as refusal:
             refusals.append(str(refusal))
             break
         noisy = noise(clean, noise.ends, rng.generator(0, number, "n2n2018", "cpu"))
@@ -101,12 +101,12 @@ def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Sc
         )
         rows.append((number, scores))
         if number < SHOWN:
-            strips.append((number, [picture[:, :SHOWN_SIZE, :SHOWN_SIZE] for picture in (noisy, denoised, clean)]))
+            panels.append((number, [picture[:, :SHOWN_SIZE, :SHOWN_SIZE] for picture in (noisy, denoised, clean)]))
     refusals = gather_object(refusals)
     if refusals:
-        raise Refusal(refusals[0])
+        raise UserError(refusals[0])
     rows = sorted(gather_object(rows), key=operator.itemgetter(0))
-    strips = sorted(gather_object(strips), key=operator.itemgetter(0))
+    panels = sorted(gather_object(panels), key=operator.itemgetter(0))
     if not state.is_main_process:
         return None
     scored = [scores for _, scores in rows]
@@ -115,7 +115,7 @@ def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Sc
         writer = csv.writer(file)
         writer.writerow(field.name for field in dataclasses.fields(Scores))
         writer.writerows(dataclasses.astuple(row) for row in scored)
-    PIL.Image.fromarray(join_strips([pictures for _, pictures in strips])).save(output / PICTURE)
+    PIL.Image.fromarray(join_panels([pictures for _, pictures in panels])).save(output / PICTURE)
     return scored
 
 
@@ -130,12 +130,12 @@ def table(rows: list[Scores]) -> str:
 def _read_clean(path: Path, channels: int) -> torch.Tensor:
     image = read_image(path)
     if image.pixels.shape[2] != channels:
-        raise Refusal(
+        raise UserError(
             f"{path}: has {image.pixels.shape[2]} channels, these weights are for {channels}; "
             "leave it out, or use other weights"
         )
     if min(image.pixels.shape[:2]) < SMALLEST:
-        raise Refusal(f"{path}: is below {SMALLEST} pixels, too small for LPIPS; leave it out")
+        raise UserError(f"{path}: is below {SMALLEST} pixels, too small for LPIPS; leave it out")
     return torch.from_numpy(image.normalised()).permute(2, 0, 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import Image
 from n2n_dist.models.resunet import ResUNet
 
@@ -16,11 +16,11 @@ def denoise_image(model: ResUNet, image: Image) -> Image:
     """Denoise an image of a file, keeping its type and range.
 
     Raises:
-        Refusal: the image has another number of channels than the network.
+        UserError: the image has another number of channels than the network.
 
     """
     if image.pixels.shape[2] != model.settings.channels:
-        raise Refusal(
+        raise UserError(
             f"an image with {image.pixels.shape[2]} channels, but these weights are for "
             f"{model.settings.channels}; convert it, or use weights trained on such images"
         )

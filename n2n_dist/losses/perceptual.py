@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 
 LAYERS = {
     f"relu{block}_{conv}": index
@@ -38,14 +38,14 @@ class VGGFeatures(nn.Module):
                 one up to relu3_3, torchvision's own download for deeper layers.
 
         Raises:
-            Refusal: an unknown layer, or weights that are missing, of another network, or do not reach the deepest
+            UserError: an unknown layer, or weights that are missing, of another network, or do not reach the deepest
                 layer.
 
         """
         super().__init__()
         unknown = [layer for layer in layers if layer not in LAYERS]
         if unknown or not layers:
-            raise Refusal(f"loss.layers {list(layers)}: unknown or empty; choose from {', '.join(LAYERS)}")
+            raise UserError(f"loss.layers {list(layers)}: unknown or empty; choose from {', '.join(LAYERS)}")
         self.taps = sorted(LAYERS[layer] for layer in layers)
         with torch.device("meta"):  # without memory for the classifier, which is 500 MB
             self.features = torchvision.models.vgg16(weights=None, init_weights=False).features[: self.taps[-1] + 1]
@@ -53,7 +53,7 @@ class VGGFeatures(nn.Module):
         try:
             self.features.load_state_dict(found, assign=True)
         except RuntimeError:
-            raise Refusal(f"loss.weights {weights}: has the shapes of another network than VGG-16") from None
+            raise UserError(f"loss.weights {weights}: has the shapes of another network than VGG-16") from None
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()
@@ -116,7 +116,7 @@ def _read_weights(last: int, path: Path | None, wanted: Sequence[str]) -> dict[s
         try:
             weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
-            raise Refusal(
+            raise UserError(
                 f"loss.layers: layers deeper than relu3_3 need torchvision's VGG-16 weights, and their download "
                 f"failed ({error}); set loss.weights to a safetensors file of them, or use layers up to relu3_3"
             ) from None
@@ -125,11 +125,11 @@ def _read_weights(last: int, path: Path | None, wanted: Sequence[str]) -> dict[s
         try:
             weights = safetensors.torch.load_file(path)
         except (OSError, safetensors.SafetensorError) as error:
-            raise Refusal(
+            raise UserError(
                 f"{path}: the weights of VGG-16 cannot be read ({error}); install the package again, or set "
                 "loss.weights to a safetensors file with the keys of torchvision's vgg16"
             ) from None
     missing = [name for name in wanted if f"features.{name}" not in weights]
     if missing:
-        raise Refusal(f"{path}: has no features.{missing[0]}; loss.layers needs deeper weights than this file holds")
+        raise UserError(f"{path}: has no features.{missing[0]}; loss.layers needs deeper weights than this file holds")
     return {name: weights[f"features.{name}"].float() for name in wanted}

@@ -21,7 +21,7 @@ LEARNS = {
 
 
 def pixel_loss(
-    name: str, prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, done: float = 0.0
+    name: str, prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, fraction: float = 0.0
 ) -> torch.Tensor:
     """Return the loss of the given name, a scalar.
 
@@ -30,7 +30,7 @@ def pixel_loss(
         prediction: float32 [B, C, H, W].
         target: of the same shape.
         mask: for `masked_l2`, which pixels of the target count, [B, 1, H, W]; None: all.
-        done: for `l0`, the share of the training that is done, in [0, 1).
+        fraction: for `l0`, the fraction of the training that is done, in [0, 1).
 
     """
     match name:
@@ -41,7 +41,7 @@ def pixel_loss(
         case "charbonnier":
             return charbonnier(prediction, target)
         case "l0":
-            return annealed_l0(prediction, target, exponent=2 * (1 - done))
+            return annealed_l0(prediction, target, exponent=2 * (1 - fraction))
         case "masked_l2":
             return masked_l2(prediction, target, mask)
         case "relative_l2":

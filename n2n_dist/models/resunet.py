@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.models.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample
 
-NETWORK = 5
+NETWORK = 6
 """Counted up when earlier weights no longer fit, or would denoise differently."""
 LOCAL_MEAN = 17
-"""Side of the square over which the local mean is taken, in pixels of the finest features (stem image pixels each)."""
+"""Side of the square over which the local mean is taken, in pixels of the finest features."""
 
 
 @dataclass
@@ -27,23 +27,23 @@ class ModelSettings:
     """Feature channels at the finest level; every coarser level has twice as many. A multiple of 8."""
     depths: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     """Residual blocks of each level, finest first; the decoder has as many, the coarsest level once."""
-    stem: int = 2
-    """Pixel-unshuffle factor at the entrance, 1, 2 or 4: 2 makes the network about four times faster."""
+    unshuffle: int = 2
+    """Pixel-unshuffle factor before the first convolution, 1, 2 or 4: 2 makes the network about four times faster."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.channels <= 4:
-            raise Refusal(f"model.channels {self.channels}: must be 1 to 4")
+            raise UserError(f"model.channels {self.channels}: must be 1 to 4")
         if self.width < 8 or self.width % 8:
-            raise Refusal(f"model.width {self.width}: must be a multiple of 8")
+            raise UserError(f"model.width {self.width}: must be a multiple of 8")
         if not 1 <= len(self.depths) <= 6 or min(self.depths) < 1:
-            raise Refusal(f"model.depths {self.depths}: give 1 to 6 numbers, each 1 or more")
-        if self.stem not in (1, 2, 4):
-            raise Refusal(f"model.stem {self.stem}: must be 1, 2 or 4")
+            raise UserError(f"model.depths {self.depths}: give 1 to 6 numbers, each 1 or more")
+        if self.unshuffle not in (1, 2, 4):
+            raise UserError(f"model.unshuffle {self.unshuffle}: must be 1, 2 or 4")
 
     @property
     def divisor(self) -> int:
         """Pixels of the image, in height and width, that the coarsest level's pixel covers."""
-        return self.stem * 2 ** (len(self.depths) - 1)
+        return self.unshuffle * 2 ** (len(self.depths) - 1)
 
 
 class ResUNet(nn.Module):
@@ -52,7 +52,7 @@ class ResUNet(nn.Module):
     A U-Net (Ronneberger et al. 2015) of residual blocks with squeeze-and-excitation, attention gates on the
     skips and PixelShuffle upsampling. It predicts the noise, which is subtracted from the input in float32
     (global residual, Zhang et al. 2017, DnCNN). The noise is the sum of what the last layer makes of the features
-    and of a linear filter of the centred pixels: features not many more than the channels * stem^2 values of their
+    and of a linear filter of the centred pixels: features not many more than the channels * unshuffle^2 values of their
     pixels have no room for noise and image. Both start at zero: an untrained network returns its input.
 
     Every pixel is centred on the local mean, which enters the features beside it: inputs with a large common mean
@@ -68,7 +68,7 @@ class ResUNet(nn.Module):
             crop: size of the training crops in pixels; in larger images the gates look no farther; 0: no limit.
 
         Raises:
-            Refusal: the crop is not a multiple of the coarsest level's pixel.
+            UserError: the crop is not a multiple of the coarsest level's pixel.
 
         """
         super().__init__()
@@ -77,28 +77,28 @@ class ResUNet(nn.Module):
         self.divisor = settings.divisor
         widths = [settings.width * 2**level for level in range(len(settings.depths))]
         if crop % self.divisor:
-            raise Refusal(
-                f"data.crop {crop}: must be a multiple of {self.divisor} for model.stem {settings.stem} and "
+            raise UserError(
+                f"data.crop {crop}: must be a multiple of {self.divisor} for model.unshuffle {settings.unshuffle} and "
                 f"{len(settings.depths)} levels of model.depths"
             )
-        inner = settings.channels * settings.stem**2
-        self.entrance = nn.Conv2d(inner, widths[0], 3, padding=1)
-        self.brightness = nn.Conv2d(settings.channels, widths[0], 1, bias=False)
+        inner = settings.channels * settings.unshuffle**2
+        self.stem_conv = nn.Conv2d(inner, widths[0], 3, padding=1)
+        self.mean_branch = nn.Conv2d(settings.channels, widths[0], 1, bias=False)
         self.encoder = nn.ModuleList(_blocks(w, d) for w, d in zip(widths, settings.depths, strict=True))
         self.down = nn.ModuleList(Downsample(w) for w in widths[:-1])
         self.up = nn.ModuleList(Upsample(w) for w in widths[:-1])
         self.attention = nn.ModuleList(AttentionGate(w) for w in widths[:-1])
         self.merge = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths[:-1])
         self.decoder = nn.ModuleList(_blocks(w, d) for w, d in zip(widths[:-1], settings.depths, strict=False))
-        self.exit = nn.Conv2d(widths[0], inner, 3, padding=1)
-        self.filter = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
-        for parameter in (self.exit.weight, self.exit.bias, self.filter.weight):
+        self.head = nn.Conv2d(widths[0], inner, 3, padding=1)
+        self.local_filter = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
+        for parameter in (self.head.weight, self.head.bias, self.local_filter.weight):
             nn.init.zeros_(parameter)  # type: ignore[arg-type]
         for stages in (self.encoder, self.decoder):
             for level, stage in enumerate(stages):
                 for module in stage.modules():
                     if isinstance(module, SqueezeExcitation):
-                        module.window = crop // (settings.stem * 2**level)
+                        module.window = crop // (settings.unshuffle * 2**level)
 
     @classmethod
     def empty(cls, settings: ModelSettings, crop: int, device: torch.device) -> ResUNet:
@@ -117,22 +117,22 @@ class ResUNet(nn.Module):
             float32 [N, C, H, W], not clipped.
 
         Raises:
-            Refusal: another number of channels than the network's.
+            UserError: another number of channels than the network's.
 
         """
         if noisy.shape[1] != self.settings.channels:
-            raise Refusal(
+            raise UserError(
                 f"an image with {noisy.shape[1]} channels for a network with model.channels "
                 f"{self.settings.channels}: use weights trained on such images"
             )
         height, width = noisy.shape[-2:]
-        padded, stem = _pad_to_multiple(noisy, self.divisor), self.settings.stem
-        mean = F.avg_pool2d(padded.clamp(0, 1), stem)
+        padded, factor = _pad_to_multiple(noisy, self.divisor), self.settings.unshuffle
+        mean = F.avg_pool2d(padded.clamp(0, 1), factor)
         for side in ((LOCAL_MEAN, 1), (1, LOCAL_MEAN)):  # much cheaper than both at once
             half = (side[0] // 2, side[1] // 2)
             mean = F.avg_pool2d(mean, side, stride=1, padding=half, count_include_pad=False)
-        pixels = F.pixel_unshuffle(padded, stem) - mean.repeat_interleave(stem**2, 1)
-        x = self.entrance(pixels) + self.brightness(mean)
+        pixels = F.pixel_unshuffle(padded, factor) - mean.repeat_interleave(factor**2, 1)
+        x = self.stem_conv(pixels) + self.mean_branch(mean)
         skips = []
         for blocks, down in zip(self.encoder, self.down, strict=False):
             x = blocks(x)
@@ -143,7 +143,7 @@ class ResUNet(nn.Module):
             x = self.up[level](x)
             skip = self.attention[level](skips.pop(), x)
             x = self.decoder[level](self.merge[level](torch.cat([x, skip], 1)))
-        noise = F.pixel_shuffle(self.exit(x) + self.filter(pixels), stem)[..., :height, :width]
+        noise = F.pixel_shuffle(self.head(x) + self.local_filter(pixels), factor)[..., :height, :width]
         return noisy.float() - noise.float()
 
     def metadata(self) -> dict[str, object]:

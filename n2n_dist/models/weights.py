@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from n2n_dist.devices import use_gpu
-from n2n_dist.errors import Refusal, one_line
+from n2n_dist.errors import UserError, one_line
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 
 BEST = "best.safetensors"
@@ -59,7 +59,7 @@ def load_model(weights: str | Path, device: torch.device | None = None) -> ResUN
         device: where the network is put; default the GPU if there is one.
 
     Raises:
-        Refusal: no weights there, weights of another version, or not weights of this package.
+        UserError: no weights there, weights of another version, or not weights of this package.
 
     """
     path = find_weights(Path(weights))
@@ -67,13 +67,13 @@ def load_model(weights: str | Path, device: torch.device | None = None) -> ResUN
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["n2n_dist"])
         if about.get("network") != NETWORK:
-            raise Refusal(
+            raise UserError(
                 f"{path}: not the weights of this version's network; use the version that wrote them, or train again"
             )
         model = ResUNet.empty(ModelSettings(**about["model"]), about["crop"], torch.device("cpu"))
         model.load_state_dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise Refusal(f"{path}: not weights written by this package, or damaged ({one_line(error)})") from None
+        raise UserError(f"{path}: not weights written by this package, or damaged ({one_line(error)})") from None
     device = device or torch.device("cuda" if use_gpu() else "cpu")
     return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
@@ -82,10 +82,10 @@ def find_weights(path: Path) -> Path:
     """Return the weights file of a run folder, or the file itself.
 
     Raises:
-        Refusal: there is none.
+        UserError: there is none.
 
     """
     for candidate in (path / BEST, path / LAST, path):
         if candidate.is_file():
             return candidate
-    raise Refusal(f"{path}: no weights there; give a run folder with {BEST} or {LAST}, or a .safetensors file")
+    raise UserError(f"{path}: no weights there; give a run folder with {BEST} or {LAST}, or a .safetensors file")

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.noise.text import draw_strings
 
 
@@ -44,7 +44,7 @@ class Noise:
         """Check a level, a number or a range; `ending` closes the message.
 
         Raises:
-            Refusal: names the setting, the value and what is allowed.
+            UserError: names the setting, the value and what is allowed.
 
         """
         ends = list(level) if isinstance(level, Sequence) and not isinstance(level, str) else [level, level]
@@ -52,7 +52,7 @@ class Noise:
         ordered = len(ends) == 2 and numbers and self.smallest <= ends[0] <= ends[1] <= self.largest
         if not ordered or math.isinf(ends[1]):
             allowed = f">= {self.smallest:g}" + (f" and <= {self.largest:g}" if self.largest < math.inf else "")
-            raise Refusal(f"{setting} {level!r}: must be a finite number {allowed}{ending}")
+            raise UserError(f"{setting} {level!r}: must be a finite number {allowed}{ending}")
 
     def level(self, uniform: float) -> float:
         """Choose the level of a sample from one uniform random number in [0, 1), evenly from a range."""
@@ -121,7 +121,7 @@ class CorrelatedGaussian(Noise):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.blur <= 32:
-            raise Refusal(f"noise.blur {self.blur}: must be above 0 and at most 32 pixels")
+            raise UserError(f"noise.blur {self.blur}: must be above 0 and at most 32 pixels")
 
     def __call__(self, clean: torch.Tensor, level: float, generator: torch.Generator) -> torch.Tensor:
         """Add blurred noise of standard deviation `level` / 255."""
@@ -172,7 +172,7 @@ class PoissonGaussian(Noise):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.read < math.inf:
-            raise Refusal(f"noise.read {self.read}: must be 0 or more electrons")
+            raise UserError(f"noise.read {self.read}: must be 0 or more electrons")
 
     def __call__(self, clean: torch.Tensor, level: float, generator: torch.Generator) -> torch.Tensor:
         """Count photons, of which a negative value has none, and read them out with Gaussian noise."""
@@ -276,12 +276,12 @@ def fixed(name: str, level: float | None = None) -> Noise:
     """Return the model of a name with one level, by default its own.
 
     Raises:
-        Refusal: there is no such noise, or it has no such level.
+        UserError: there is no such noise, or it has no such level.
 
     """
     known = [other for other in MODELS if other != "none"]
     if name not in known:
-        raise Refusal(f"noise {name}: must be one of {', '.join(known)}")
+        raise UserError(f"noise {name}: must be one of {', '.join(known)}")
     model = MODELS[name]
     return model() if level is None else model(**{model.level_name: level})
 

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import fsspec
 from filelock import BaseFileLock, FileLock, Timeout
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 
 GIB = 1 << 30
 OWN = re.compile(r"[0-9a-f]{64}-.")
@@ -34,7 +34,7 @@ TRIES = 6
 """Downloads of one file that may fail, one after another."""
 
 
-class Unavailable(Refusal):
+class SourceUnavailableError(UserError):
     """A file that cannot be had: its source is gone, or the cache cannot be written. No other sample can replace it."""
 
 
@@ -65,14 +65,14 @@ class Cache:
         """Return the copy of a file, after a download if there is none; it now counts as just used.
 
         Raises:
-            Unavailable: names the URL, what went wrong in how many tries, and the remedy.
+            SourceUnavailableError: names the URL, what went wrong in how many tries, and the remedy.
 
         """
         path = self._path(file)
         if self.use(file):
             return path
         if file.bytes > self.limit:
-            raise Unavailable(
+            raise SourceUnavailableError(
                 f"data.cache_gb {self.limit / GIB:.3g}: {file} alone takes {file.bytes:,} bytes; give more"
             )
         asked = time.time()
@@ -84,10 +84,10 @@ class Cache:
                 if self.use(file):
                     return path
                 if given_up.exists() and given_up.stat().st_mtime >= asked:
-                    raise Unavailable(given_up.read_text())  # by the process that this one has waited for
+                    raise SourceUnavailableError(given_up.read_text())  # by the process that this one has waited for
                 try:
                     self._download(file.url, file.bytes, file.sha256, path)
-                except Unavailable as refusal:
+                except SourceUnavailableError as refusal:
                     given_up.write_text(str(refusal))
                     raise
                 given_up.unlink(missing_ok=True)
@@ -105,7 +105,7 @@ class Cache:
         """Return the content of a file that may change, and is therefore never kept.
 
         Raises:
-            Unavailable: as of `fetch`.
+            SourceUnavailableError: as of `fetch`.
 
         """
         with self._writable():
@@ -136,9 +136,11 @@ class Cache:
                     raise
                 cause = " ".join(f"{type(error).__name__}: {error}".split())
                 if isinstance(error, ImportError):
-                    raise Unavailable(f'{url}: {cause}; install it with: pip install -e ".[remote]"') from None
+                    raise SourceUnavailableError(
+                        f'{url}: {cause}; install it with: pip install -e ".[remote]"'
+                    ) from None
                 if attempt == TRIES or isinstance(error, FileNotFoundError | PermissionError | ValueError):
-                    raise Unavailable(
+                    raise SourceUnavailableError(
                         f"{url}: cannot be fetched ({cause}; tries: {attempt}); look at the address, the network, "
                         "the credentials and the files there, then give the same command again"
                     ) from None
@@ -215,7 +217,7 @@ class Cache:
                 raise PermissionError(errno.EPERM, "it belongs to somebody else")
             yield
         except OSError as error:
-            raise Unavailable(
+            raise SourceUnavailableError(
                 f"data.cache {self.folder}: cannot be written ({error.strerror or error}); choose another folder on a "
                 "disk of this machine, make room, or lower data.cache_gb"
             ) from None
@@ -234,7 +236,7 @@ class RemoteFile:
         """Open the copy in the cache for reading.
 
         Raises:
-            Unavailable: there is none, and none can be had.
+            SourceUnavailableError: there is none, and none can be had.
 
         """
         while True:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.shards.cache import GIB, Cache, File, RemoteFile
 from n2n_dist.shards.reading import MEMBERS, Sample, records, reindex
 
@@ -61,7 +61,7 @@ class Index:
             cache: for what lies behind a URL.
 
         Raises:
-            Refusal: a folder, index or tar is missing, empty, or not the one that was indexed.
+            UserError: a folder, index or tar is missing, empty, or not the one that was indexed.
 
         """
         self.cache = cache or Cache()
@@ -99,20 +99,20 @@ class Index:
             captures: least number of captures of a sample.
 
         Raises:
-            Refusal: names the first shard that does not fit.
+            UserError: names the first shard that does not fit.
 
         """
         for path, shard in zip(self.paths, self.shards, strict=True):
             if shard.channels != [channels]:
                 found = " and ".join(map(str, shard.channels))
-                raise Refusal(
+                raise UserError(
                     f"{setting}: {path} has images of {found} channels, model.channels is {channels}; set it to that, "
                     "or use other shards"
                 )
             if shard.captures < captures:
-                raise Refusal(
-                    f"{setting}: {path} has samples with one capture, pairs.source captures needs two; build the "
-                    "shards with --captures folder, or set pairs.source=neighbours"
+                raise UserError(
+                    f"{setting}: {path} has samples with one capture, pairs.name captures needs two; build the "
+                    "shards with --captures folder, or set pairs.name=neighbours"
                 )
 
     def require_room(self, streams: int) -> None:
@@ -122,14 +122,14 @@ class Index:
             streams: places of the epoch that this machine reads from.
 
         Raises:
-            Refusal: names both numbers.
+            UserError: names both numbers.
 
         """
         files = [self.remote_files(shard) for shard in range(len(self.shards))]
         sizes = sorted(sum(file.bytes for file in shard) for shard in files)
         needed = sum(sizes[-streams - 1 :])  # one more, for the step into the next
         if needed > self.cache.limit:
-            raise Refusal(
+            raise UserError(
                 f"data.cache_gb {self.cache.limit / GIB:.3g}: {streams} shards are in use at once on this machine, "
                 f"which takes {needed / GIB:.3g}; give more, or lower data.streams (in a new run)"
             )
@@ -152,8 +152,8 @@ class Index:
         """Return the tar and the description of sample `number` in [0, len(self)).
 
         Raises:
-            Refusal: the tar, or its list of members, is not the one that was indexed.
-            Unavailable: one of them cannot be fetched.
+            UserError: the tar, or its list of members, is not the one that was indexed.
+            SourceUnavailableError: one of them cannot be fetched.
 
         """
         shard = int(self._starts.searchsorted(number, side="right")) - 1
@@ -165,17 +165,21 @@ def read_index(folder: Path | str, cache: Cache | None = None) -> list[Shard]:
     """Read the list of shards of a folder, or of a URL through the cache.
 
     Raises:
-        Refusal: there is none, or it is damaged or of another version.
+        UserError: there is none, or it is damaged or of another version.
 
     """
     if isinstance(folder, Path):
         path = str(folder / INDEX)
         if not folder.is_dir():
-            raise Refusal(f"{folder}: no such folder of shards; make one with: python shards/build.py IMAGES {folder}")
+            raise UserError(
+                f"{folder}: no such folder of shards; make one with: python shards/build.py IMAGES {folder}"
+            )
         if not (folder / INDEX).is_file() and not any(folder.glob("*.tar")):
-            raise Refusal(f"{folder}: no *.tar file in it; give a folder of shards (python shards/build.py makes one)")
+            raise UserError(
+                f"{folder}: no *.tar file in it; give a folder of shards (python shards/build.py makes one)"
+            )
         if not (folder / INDEX).is_file():
-            raise Refusal(f"{path}: missing; {reindex(folder)}")
+            raise UserError(f"{path}: missing; {reindex(folder)}")
         text = (folder / INDEX).read_bytes()
     else:
         path = f"{folder}/{INDEX}"
@@ -183,14 +187,14 @@ def read_index(folder: Path | str, cache: Cache | None = None) -> list[Shard]:
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:
-            raise Refusal(f"{path}: format {content['format']}, this version reads {FORMAT}; {reindex(folder)}")
+            raise UserError(f"{path}: format {content['format']}, this version reads {FORMAT}; {reindex(folder)}")
         shards = [Shard(**shard) for shard in content["shards"]]
         if not all(_is_sound(shard) for shard in shards):
             raise ValueError("a shard with a name, number or digest that cannot be")
     except (ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"{path}: not an index of this version ({error!r}); {reindex(folder)}") from None
+        raise UserError(f"{path}: not an index of this version ({error!r}); {reindex(folder)}") from None
     if not shards:
-        raise Refusal(f"{path}: lists no shard; build the shards again")
+        raise UserError(f"{path}: lists no shard; build the shards again")
     return shards
 
 
@@ -208,17 +212,17 @@ def check_tar(tar: Path, shard: Shard) -> None:
     """Compare a tar on this machine with the index, by its size alone.
 
     Raises:
-        Refusal: it, or its list of members, is missing or of another size.
+        UserError: it, or its list of members, is missing or of another size.
 
     """
     if not tar.is_file():
-        raise Refusal(f"{tar}: missing, but the index lists it; copy it again, or {reindex(tar.parent)}")
+        raise UserError(f"{tar}: missing, but the index lists it; copy it again, or {reindex(tar.parent)}")
     members = tar.with_suffix(MEMBERS)
     if not members.is_file():
-        raise Refusal(f"{members}: missing; {reindex(tar.parent)}")
+        raise UserError(f"{members}: missing; {reindex(tar.parent)}")
     for path, size in ((tar, shard.bytes), (members, shard.index_bytes)):
         if path.stat().st_size != size:
-            raise Refusal(
+            raise UserError(
                 f"{path}: {path.stat().st_size:,} bytes, but the index says {size:,}: truncated, or written since it "
                 f"was indexed; copy it again, or {reindex(tar.parent)}"
             )

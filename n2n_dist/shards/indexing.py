@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import NPY_HEADER, Image, decode, npy_stand_in
 from n2n_dist.shards.index import FORMAT, INDEX, Shard, check_tar, read_index
 from n2n_dist.shards.reading import MEMBERS, Member, Sample, reindex
@@ -30,14 +30,14 @@ def write_index(folder: Path, black: float | None = None, white: float | None = 
         white: value that means full light, likewise; default the type's largest. Float images need it.
 
     Raises:
-        Refusal: no tar, a damaged tar, or one whose samples cannot be used; names the sample and why.
+        UserError: no tar, a damaged tar, or one whose samples cannot be used; names the sample and why.
 
     """
     tars = sorted(folder.glob("*.tar"))
     if not tars:
-        raise Refusal(f"{folder}: no *.tar file to index")
+        raise UserError(f"{folder}: no *.tar file to index")
     if (folder / INDEX).is_file() and b'"format"' not in (folder / INDEX).read_bytes()[:20]:
-        raise Refusal(f"{folder / INDEX}: not written by this package, and would be replaced; move it away")
+        raise UserError(f"{folder / INDEX}: not written by this package, and would be replaced; move it away")
     shards = [index_tar(tar, black, white) for tar in tars]
     write_list(folder, shards)
     return shards
@@ -52,12 +52,12 @@ def index_tar(tar: Path, black: float | None = None, white: float | None = None)
         white: as for `write_index`.
 
     Raises:
-        Refusal: it is damaged or empty, or a sample cannot be used.
+        UserError: it is damaged or empty, or a sample cannot be used.
 
     """
     samples = list(_scan(tar, black, white))
     if not samples:
-        raise Refusal(f"{tar}: no sample in it; remove it or build it again")
+        raise UserError(f"{tar}: no sample in it; remove it or build it again")
     return list_members(tar, samples, _sha256(tar))
 
 
@@ -95,18 +95,18 @@ def verify(folder: Path) -> None:
     """Compare the digest of every tar with the index.
 
     Raises:
-        Refusal: names the first tar that differs.
+        UserError: names the first tar that differs.
 
     """
     for tar in differing(folder):
-        raise Refusal(f"{tar}: not the bytes that were indexed; copy it again, or {reindex(folder)}")
+        raise UserError(f"{tar}: not the bytes that were indexed; copy it again, or {reindex(folder)}")
 
 
 def differing(folder: Path) -> Iterator[Path]:
     """Yield the tars whose digest is not that of the index.
 
     Raises:
-        Refusal: no index, or a tar that is missing or of another size.
+        UserError: no index, or a tar that is missing or of another size.
 
     """
     for shard in read_index(folder):
@@ -142,14 +142,16 @@ def _scan(tar: Path, black: float | None, white: float | None) -> Iterator[Sampl
                     continue
                 name = info.name.removeprefix("./")
                 if not info.isreg() or info.issparse() or name.startswith("/") or ".." in name.split("/"):
-                    raise Refusal(f"{tar}: member {info.name!r} is a link, a device, sparse or leads outside; not used")
+                    raise UserError(
+                        f"{tar}: member {info.name!r} is a link, a device, sparse or leads outside; not used"
+                    )
                 folder, _, base = name.rpartition("/")
                 if base.startswith("._"):  # what macOS adds to an archive
                     continue
                 stem, _, extension = base.partition(".")
                 sample = members.setdefault(f"{folder}/{stem}".removeprefix("/"), {})
                 if extension in sample:
-                    raise Refusal(f"{tar}: member {info.name!r} stands in it twice; build the tar again")
+                    raise UserError(f"{tar}: member {info.name!r} stands in it twice; build the tar again")
                 sample[extension] = Member(extension.rpartition(".")[2].lower(), info.offset_data, info.size)
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile stops at a bad header
@@ -157,7 +159,7 @@ def _scan(tar: Path, black: float | None, white: float | None) -> Iterator[Sampl
             for key, sample in members.items():
                 yield _describe(tar, file, key, sample, black, white)
     except (tarfile.TarError, EOFError) as error:
-        raise Refusal(f"{tar}: truncated or not a tar ({error}); copy or build it again") from None
+        raise UserError(f"{tar}: truncated or not a tar ({error}); copy or build it again") from None
 
 
 def _describe(
@@ -179,25 +181,25 @@ def _describe(
         if member.extension not in IMAGE_EXTENSIONS or not (part.isdecimal() or part in ("clean", "")):
             continue
         if part in images:
-            raise Refusal(f"{tar}: sample {key!r} has two images for KEY{part and '.'}{part} ({', '.join(members)})")
+            raise UserError(f"{tar}: sample {key!r} has two images for KEY{part and '.'}{part} ({', '.join(members)})")
         images[part] = member
     clean = images.get("clean")
     captures = [images[part] for part in sorted(filter(str.isdecimal, images), key=int)]
     captures = captures or [image for part, image in images.items() if not part]
     if not captures:
-        raise Refusal(f"{tar}: sample {key!r} has no image ({', '.join(members)}); wanted KEY.0.png or KEY.png")
+        raise UserError(f"{tar}: sample {key!r} has no image ({', '.join(members)}); wanted KEY.0.png or KEY.png")
     try:
         settings = {"black": black, "white": white}
         settings |= json.loads(read(members["json"])) if "json" in members else {}
         seen = [look(member) for member in (*captures, *([clean] if clean else []))]
         if seen[0].dtype == np.float32 and settings["white"] is None:
-            raise Refusal("float values whose range nobody says; give --white (and --black)")
+            raise UserError("float values whose range nobody says; give --white (and --black)")
         described = [Image.from_array(array, settings["black"], settings["white"]) for array in seen]
-    except (Refusal, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise Refusal(f"{tar}: sample {key!r}: {error}") from None
+    except (UserError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise UserError(f"{tar}: sample {key!r}: {error}") from None
     first = described[0].pixels
     if any(other.pixels.shape != first.shape or other.pixels.dtype != first.dtype for other in described):
-        raise Refusal(f"{tar}: sample {key!r}: its images differ in size, channels or type")
+        raise UserError(f"{tar}: sample {key!r}: its images differ in size, channels or type")
     return Sample(
         key=key,
         captures=captures,

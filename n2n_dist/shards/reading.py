@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import Image, decode
-from n2n_dist.shards.cache import File, Unavailable
+from n2n_dist.shards.cache import File, SourceUnavailableError
 
 MEMBERS = ".index.json"
 SHARDS_OPEN = 128
@@ -65,8 +65,8 @@ def read_window(tar: File, sample: Sample, member: Member, window: tuple[int, in
         window: top, left, height and width.
 
     Raises:
-        Refusal: the bytes are not what the index says, or a value is not finite.
-        Unavailable: the tar cannot be fetched.
+        UserError: the bytes are not what the index says, or a value is not finite.
+        SourceUnavailableError: the tar cannot be fetched.
 
     """
     top, left, height, width = window
@@ -83,10 +83,10 @@ def read_window(tar: File, sample: Sample, member: Member, window: tuple[int, in
         pixels = rows[:, left : left + width]
         if dtype.kind == "f" and not np.isfinite(pixels).all():
             raise ValueError("values that are not finite")
-    except Unavailable:
+    except SourceUnavailableError:
         raise
-    except (OSError, ValueError, Refusal) as error:
-        raise Refusal(f"{tar}: sample {sample.key}: {error}") from None
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"{tar}: sample {sample.key}: {error}") from None
     return pixels
 
 
@@ -173,8 +173,8 @@ class Records:
         """Return the description of the sample at `place` in the tar.
 
         Raises:
-            Refusal: it is not one, or another tar has taken the place of the one that was indexed.
-            Unavailable: the list cannot be fetched.
+            UserError: it is not one, or another tar has taken the place of the one that was indexed.
+            SourceUnavailableError: the list cannot be fetched.
 
         """
         try:
@@ -194,7 +194,7 @@ class Records:
             if hashlib.sha256(text).hexdigest() != self._sha256:
                 raise ValueError("is not the one that the index names")
             self._ends = _scan_records(text)
-        except Unavailable:
+        except SourceUnavailableError:
             raise
         except (OSError, ValueError) as error:
             raise self._refusal(error) from None
@@ -212,7 +212,7 @@ class Records:
             record["clean"] = record["clean"] and Member(**record["clean"])
             record["shape"] = tuple(record["shape"])
             return Sample(**record)
-        except Unavailable:
+        except SourceUnavailableError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._refusal(error) from None
@@ -220,8 +220,8 @@ class Records:
     def _identities(self) -> list[Identity]:
         return [_open(path).identity for path in self._local]
 
-    def _refusal(self, error: Exception) -> Refusal:
-        return Refusal(f"{self._members}: cannot be read ({error}); {_repair(self._tar)}")
+    def _refusal(self, error: Exception) -> UserError:
+        return UserError(f"{self._members}: cannot be read ({error}); {_repair(self._tar)}")
 
 
 def _scan_records(data: bytes) -> np.ndarray:
@@ -259,8 +259,8 @@ def _check_members(tar: File, samples: Sequence[Sample]) -> None:
         except tarfile.HeaderError:
             header = tarfile.TarInfo()
         except (OSError, ValueError) as error:
-            raise Refusal(f"{tar}: cannot be read ({error})") from None
+            raise UserError(f"{tar}: cannot be read ({error})") from None
         # the header cuts a long name, and may hold other letters in the place of those that are not ASCII
         name = header.name.removeprefix("./")
         if header.size != member.size or (key.isascii() and name[: len(key)] != key[: len(name)]):
-            raise Refusal(f"{tar}: is not the tar that was indexed; {_repair(tar)}")
+            raise UserError(f"{tar}: is not the tar that was indexed; {_repair(tar)}")

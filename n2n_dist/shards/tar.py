@@ -1,6 +1,6 @@
 """Write a tar as webdataset's writer does, byte for byte, without its import of torch; digested on the way to the disk.
 
-Owner, mode and time are fixed: the same members give the same bytes.
+RunLock, mode and time are fixed: the same members give the same bytes.
 """
 
 from __future__ import annotations

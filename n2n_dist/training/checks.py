@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 import n2n_dist
-from n2n_dist.checkpoint.format import Progress, describe_differences
+from n2n_dist.checkpoint.format import TrainState, describe_differences
 from n2n_dist.checkpoint.run_folder import OWNER
 from n2n_dist.data.dataset import CropDataset, RankOrder, is_tolerated
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.models.weights import BEST, LAST
 from n2n_dist.training.curves import Window
 
@@ -32,14 +32,14 @@ def check_machines(run_dir: Path, backend: Backend) -> None:
         backend: of the run.
 
     Raises:
-        Refusal: names the machine.
+        UserError: names the machine.
 
     """
     if len(set(backend.hosts)) == 1:
         return
-    if difference := other_software(backend.hosts, backend.agree(None, _software())):
-        raise Refusal(difference)
-    backend.on_all(lambda: _check_shared(run_dir) if backend.local_rank == 0 else None)
+    if difference := other_software(backend.hosts, backend.all_gather_or_raise(None, _software())):
+        raise UserError(difference)
+    backend.run_on_all_ranks(lambda: _check_shared(run_dir) if backend.local_rank == 0 else None)
 
 
 def other_software(hosts: Sequence[str], software: Sequence[str]) -> str | None:
@@ -61,36 +61,41 @@ def _check_shared(run_dir: Path) -> None:
     end = time.monotonic() + SHARED_SECONDS
     while not (run_dir / OWNER).exists():
         if time.monotonic() > end:
-            raise Refusal(f"run.dir {run_dir}: not the folder that rank 0 has; use one that all machines share")
+            raise UserError(f"run.dir {run_dir}: not the folder that rank 0 has; use one that all machines share")
         time.sleep(0.2)
     try:
         with tempfile.TemporaryFile(dir=run_dir):
             pass
     except OSError as error:
-        raise Refusal(f"run.dir {run_dir}: cannot be written ({error.strerror}); make it writable there") from None
+        raise UserError(f"run.dir {run_dir}: cannot be written ({error.strerror}); make it writable there") from None
 
 
-def check_continuation(run_dir: Path, found: tuple[Path, Progress] | None, wanted: Progress) -> None:
+def check_continuation(run_dir: Path, found: tuple[Path, TrainState] | None, wanted: TrainState) -> None:
     """Refuse to write over weights, and to continue a run as another one."""
     if not found:
         held = [name for name in (BEST, LAST) if (run_dir / name).exists()]
         if held:
-            raise Refusal(
+            raise UserError(
                 f"run.dir {run_dir}: holds a run with {held[0]}, and it has no checkpoint; choose another run.dir "
                 f"(run.init={run_dir} starts from its weights)"
             )
         return
     path, progress = found
     if progress.data != wanted.data:
-        raise Refusal(f"data.shards: {path} was trained on other samples; use the same shards, or a new run.dir")
+        raise UserError(f"data.shards: {path} was trained on other samples; use the same shards, or a new run.dir")
     if differences := describe_differences(progress.identity, wanted.identity):
-        raise Refusal(f"{path}: is of another run: {differences}. Choose another run.dir")
+        raise UserError(f"{path}: is of another run: {differences}. Choose another run.dir")
     if wanted.steps < progress.step:
-        raise Refusal(f"train.steps {wanted.steps}: the run in {run_dir} has made {progress.step} already; give more")
+        raise UserError(f"train.steps {wanted.steps}: the run in {run_dir} has made {progress.step} already; give more")
 
 
 def check_finite(
-    logged: dict[str, float], progress: Progress, window: Window, backend: Backend, data: CropDataset, places: RankOrder
+    logged: dict[str, float],
+    progress: TrainState,
+    window: Window,
+    backend: Backend,
+    data: CropDataset,
+    places: RankOrder,
 ) -> None:
     """Refuse to go on with a loss or gradient that is not finite; nothing of it has been saved.
 
@@ -103,23 +108,23 @@ def check_finite(
         places: which samples these are.
 
     Raises:
-        Refusal: names the first step, and the samples of the ranks whose loss it was.
+        UserError: names the first step, and the samples of the ranks whose loss it was.
 
     """
     broken = [name for name, value in logged.items() if not math.isfinite(value)]
     if not broken:
         return
     own = window.first_broken()
-    all_ranks = backend.agree(None, own)
+    all_ranks = backend.all_gather_or_raise(None, own)
     first = min(window.steps - 1, *(step for steps in all_ranks for step in steps))
     ranks = [rank for rank, (loss, _) in enumerate(all_ranks) if loss == first] or list(range(backend.world_size))
     back = window.steps - first
     seen = progress.samples_seen - back * backend.plan.batch
-    largest = backend.agree(None, backend.on_all(lambda: data.largest(places.at(seen))))
+    largest = backend.all_gather_or_raise(None, backend.run_on_all_ranks(lambda: data.largest(places.at(seen))))
     value, where = max(largest[rank] for rank in ranks)
     share = backend.plan.batch // backend.world_size
     spans = [f"{seen + rank * share} to {seen + (rank + 1) * share - 1} (rank {rank})" for rank in ranks]
-    raise Refusal(
+    raise UserError(
         f"step {progress.step - back + 1}: {', '.join(broken)} is not finite, with the samples at positions "
         f"{', '.join(spans[:4])}{' and more' if len(spans) > 4 else ''}; the largest value there is {value:.3g} times "
         f"white, in {where}. The last checkpoint is good. Look for broken values in the data, lower optim.lr, or set "
@@ -127,11 +132,11 @@ def check_finite(
     )
 
 
-def check_damage(progress: Progress, limit: float) -> None:
+def check_damage(progress: TrainState, limit: float) -> None:
     """Refuse to go on past the tolerated share of samples that cannot be read."""
     bad = progress.bad_samples
     if not is_tolerated(bad, progress.samples_seen, limit):
-        raise Refusal(
+        raise UserError(
             f"data.max_bad {limit:g}: {bad} of {progress.samples_seen} samples cannot be read, named above; check "
             "the shards with: python shards/build.py verify FOLDER"
         )

@@ -1,4 +1,4 @@
-"""What a run shows: TensorBoard, image strips, the progress bar and the lines on the terminal. Rank 0 only."""
+"""What a run shows: TensorBoard, image panels, the progress bar and the lines on the terminal. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from n2n_dist.images.panels import join_strips
+from n2n_dist.images.panels import join_panels
 
 CHARTS = {
     "loss": ["train/total"],
@@ -39,7 +39,7 @@ CLOCK_WAIT_SECONDS = 3.0
 
 
 class Tracker:
-    """Writes curves and strips; on other ranks than 0 it does nothing.
+    """Writes curves and panels; on other ranks than 0 it does nothing.
 
     Where they cannot be written, as on a full disk, the run goes on without them and says so.
     """
@@ -104,13 +104,13 @@ class Tracker:
 
         self._write(add)
 
-    def strips(self, step: int, strips: Mapping[str, Sequence[Sequence[torch.Tensor]]]) -> None:
+    def panels(self, step: int, panels: Mapping[str, Sequence[Sequence[torch.Tensor]]]) -> None:
         """Show each set's rows of images [C, H, W] (noisy | denoised | reference), also as RUN/samples/*.png."""
 
         def add(writer: SummaryWriter) -> None:
-            for name, rows in strips.items():
+            for name, rows in panels.items():
                 if rows:
-                    picture = join_strips(rows)
+                    picture = join_panels(rows)
                     writer.add_image(f"{name}: noisy, denoised, reference", picture, step, dataformats="HWC")
                     path = self.run_dir / "samples" / f"{name}-{step:08d}.png"
                     path.parent.mkdir(exist_ok=True)

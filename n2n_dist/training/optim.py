@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 
 
 @dataclass
@@ -28,12 +28,12 @@ class OptimSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
-            raise Refusal(f"optim.lr {self.lr}: must be above 0")
+            raise UserError(f"optim.lr {self.lr}: must be above 0")
         for name in ("warmup", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise Refusal(f"optim.{name} {getattr(self, name)}: must be 0 or more")
+                raise UserError(f"optim.{name} {getattr(self, name)}: must be 0 or more")
         if not 0 <= self.ema < 1:
-            raise Refusal(f"optim.ema {self.ema}: must be 0 or more and below 1")
+            raise UserError(f"optim.ema {self.ema}: must be 0 or more and below 1")
 
 
 def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:

@@ -10,7 +10,7 @@ from torch import nn
 
 from n2n_dist.devices import use_gpu
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.models.blocks import AttentionGate, Downsample, ResBlock, Upsample
 
 
@@ -40,16 +40,16 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "log_every"):
             if getattr(self, name) < 1:
-                raise Refusal(f"train.{name} {getattr(self, name)}: must be 1 or more")
+                raise UserError(f"train.{name} {getattr(self, name)}: must be 1 or more")
         for name in ("micro_batch", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise Refusal(f"train.{name} {getattr(self, name)}: must be 1 or more")
+                raise UserError(f"train.{name} {getattr(self, name)}: must be 1 or more")
         if not 0 < self.timeout < 1e7:  # torch counts in milliseconds
-            raise Refusal(f"train.timeout {self.timeout}: must be above 0 and below 1e7 seconds")
+            raise UserError(f"train.timeout {self.timeout}: must be above 0 and below 1e7 seconds")
         if self.precision not in ("auto", "bf16", "fp32"):
-            raise Refusal(f"train.precision {self.precision!r}: must be auto, bf16 or fp32")
+            raise UserError(f"train.precision {self.precision!r}: must be auto, bf16 or fp32")
         if self.compile not in ("auto", "on", "off"):
-            raise Refusal(f"train.compile {self.compile!r}: must be auto, on or off")
+            raise UserError(f"train.compile {self.compile!r}: must be auto, on or off")
 
 
 def autocast_type(precision: str) -> torch.dtype | None:
@@ -60,7 +60,7 @@ def autocast_type(precision: str) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bf16" else None
 
 
-def arrange(model: nn.Module, features: nn.Module | None, settings: TrainSettings, backend: Backend) -> None:
+def prepare_models(model: nn.Module, features: nn.Module | None, settings: TrainSettings, backend: Backend) -> None:
     """Lay out and compile the networks in place, before the model is wrapped; parameter names do not change."""
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

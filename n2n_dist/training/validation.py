@@ -14,12 +14,12 @@ import torch
 from n2n_dist import rng, signals
 from n2n_dist.data.dataset import ATTEMPTS, DataSettings, is_tolerated
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, decibels, psnr, ssim, unbiased_mse
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist.noise.models import Noise, NoNoise
-from n2n_dist.shards.cache import Unavailable
+from n2n_dist.shards.cache import SourceUnavailableError
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_pixels
 
@@ -27,7 +27,7 @@ SMALLEST = 32
 """Least height and width of an image that LPIPS can measure, in pixels."""
 EXACT = 100.0
 """What an image without any error counts as, in dB: a black tile has no shot noise."""
-Strips = dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
+Panels = dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
 
 
 @dataclass
@@ -40,15 +40,15 @@ class ValidateSettings:
     """Level of the noise that is put on clean images, in its own unit; default: the middle of the training range."""
     images: int = 64
     """Most samples of each validation set that are used."""
-    strips: int = 4
+    panels: int = 4
     """Samples shown as noisy | denoised | reference or other capture, spread over those used."""
 
     def __post_init__(self) -> None:
-        for name, smallest in (("every", 1), ("images", 1), ("strips", 0)):
+        for name, smallest in (("every", 1), ("images", 1), ("panels", 0)):
             if getattr(self, name) < smallest:
-                raise Refusal(f"validate.{name} {getattr(self, name)}: must be {smallest} or more")
+                raise UserError(f"validate.{name} {getattr(self, name)}: must be {smallest} or more")
         if self.level is not None and not 0 < self.level < float("inf"):
-            raise Refusal(f"validate.level {self.level}: must be above 0")
+            raise UserError(f"validate.level {self.level}: must be above 0")
 
 
 @contextlib.contextmanager
@@ -96,7 +96,7 @@ class Validation:
             index.require(f"data.validation {name}", channels, captures=1)
             for path, shard in zip(index.paths, index.shards, strict=True):
                 if min(shard.smallest) < SMALLEST:
-                    raise Refusal(f"data.validation {name}: {path} has tiles below {SMALLEST} pixels; leave them out")
+                    raise UserError(f"data.validation {name}: {path} has tiles below {SMALLEST} pixels; leave them out")
         self.max_bad = data.max_bad
         self.noise = noise
         # single images that are noisy already are compared as captures are
@@ -114,14 +114,14 @@ class Validation:
         for name, index in self.sets.items():
             for path, shard in zip(index.paths, index.shards, strict=True):
                 if shard.captures < 2 and not shard.clean:
-                    raise Refusal(
+                    raise UserError(
                         f"data.validation {name}: {path} has single images, nothing to compare them with; give shards "
                         f"with KEY.clean or several captures, {clean}or set data.validation=null"
                     )
 
     @torch.inference_mode()
     @_any_algorithm()
-    def run(self, model: ResUNet, backend: Backend) -> tuple[dict[str, float], Strips] | None:
+    def run(self, model: ResUNet, backend: Backend) -> tuple[dict[str, float], Panels] | None:
         """Measure `model`; every rank takes a part of the samples.
 
         Returns:
@@ -134,24 +134,24 @@ class Validation:
             than the time that is left.
 
         Raises:
-            Refusal: on all ranks, where more than `max_bad` of the samples cannot be read, or a source is gone.
+            UserError: on all ranks, where more than `max_bad` of the samples cannot be read, or a source is gone.
 
         """
         values: dict[str, float] = {}
-        strips: Strips = {}
+        panels: Panels = {}
         for name, index in self.sets.items():
             count = min(len(index), self.settings.images)
-            spread = {count * k // self.settings.strips for k in range(self.settings.strips)}
-            sums, strips[name], refusal = torch.zeros(3, 5, dtype=torch.float64), [], None
+            spread = {count * k // self.settings.panels for k in range(self.settings.panels)}
+            sums, panels[name], refusal = torch.zeros(3, 5, dtype=torch.float64), [], None
             for number in range(count):
-                shown = backend.main and number in spread
+                shown = backend.is_main and number in spread
                 counted = number % backend.world_size == backend.rank
                 try:
                     if shown or counted:
                         pair, damage = self._readable_pair(index, number)
                         denoised = denoise_tiled(model, pair.noisy, self.device)
                     if shown:
-                        strips[name].append((pair.noisy, denoised, pair.other))
+                        panels[name].append((pair.noisy, denoised, pair.other))
                     if counted and pair.clean:
                         sums[0] += self._with_reference(pair.noisy[None], denoised[None], pair.other[None])
                     elif counted:
@@ -160,14 +160,14 @@ class Validation:
                     if counted and damage:
                         print(f"replaced an unreadable sample of data.validation {name}: {damage}", flush=True)
                         sums[2, 0] += 1
-                except Refusal as error:  # of a sample that only this rank reads
+                except UserError as error:  # of a sample that only this rank reads
                     refusal = refusal or error
                 every_rank_had_one = (number + 1) % backend.world_size == 0 or number + 1 == count
-                if every_rank_had_one and any(backend.agree(refusal, signals.received())):
+                if every_rank_had_one and any(backend.all_gather_or_raise(refusal, signals.received())):
                     return None
             with_reference, with_capture, (bad, *_) = backend.sum(sums).tolist()
             if not is_tolerated(bad, count, self.max_bad):
-                raise Refusal(
+                raise UserError(
                     f"data.max_bad {self.max_bad:g}: {bad:.0f} of {count} samples of data.validation {name} cannot be "
                     "read, named above; check the shards with: python shards/build.py verify FOLDER"
                 )
@@ -175,20 +175,20 @@ class Validation:
                 values |= {f"{name}/{metric}": value for metric, value in self._means(*with_reference).items()}
             if with_capture[0]:
                 values |= {f"{name}/{metric}": value for metric, value in _estimates(*with_capture).items()}
-        return values, strips
+        return values, panels
 
-    def _readable_pair(self, index: Index, number: int) -> tuple[_Pair, Refusal | None]:
+    def _readable_pair(self, index: Index, number: int) -> tuple[_Pair, UserError | None]:
         """Return a sample, or another one and why."""
         sample, damage = number, None
         for attempt in range(ATTEMPTS):
             try:
                 return self._pair(index, sample), damage
-            except Unavailable:
+            except SourceUnavailableError:
                 raise
-            except Refusal as refusal:
+            except UserError as refusal:
                 damage = damage or refusal
                 sample = rng.integer(0, number, f"replacement-{attempt}", len(index))
-        raise Refusal(f"data.validation: no sample can be read; the first: {damage}")
+        raise UserError(f"data.validation: no sample can be read; the first: {damage}")
 
     def _pair(self, index: Index, number: int) -> _Pair:
         tar, sample = index.sample(number)

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from n2n_dist.errors import Refusal, run_command
+from n2n_dist.errors import UserError, run_command
 
 TILE = 256
 VERSIONS = {"pillow": "13.0.0", "imagecodecs": "2026.3.6"}
@@ -120,9 +120,9 @@ def run(*command: str, remedy: str, cwd: Path | None = None) -> None:
     try:
         subprocess.run(command, check=True, cwd=cwd)
     except OSError as error:
-        raise Refusal(f"{command[0]}: {error.strerror}; {remedy}") from None
+        raise UserError(f"{command[0]}: {error.strerror}; {remedy}") from None
     except subprocess.CalledProcessError as error:
-        raise Refusal(f"`{shlex.join(command)}` ended with status {error.returncode}; {remedy}") from None
+        raise UserError(f"`{shlex.join(command)}` ended with status {error.returncode}; {remedy}") from None
 
 
 def fetch(folder: Path) -> None:
@@ -153,7 +153,7 @@ def cut(photo: Photo, sources: Path, destination: Path) -> None:
     path = sources / photo.package / FOLDERS[photo.package] / photo.file
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "that of no file"
     if digest != photo.sha256:
-        raise Refusal(
+        raise UserError(
             f"{photo.file} of {photo.package}: SHA-256 is {digest}, not {photo.sha256}; the package has"
             " changed: run this on Debian 12 (bookworm), or choose anew in PHOTOS"
         )

@@ -12,7 +12,7 @@ from support.processes import ROOT, run
 from n2n_dist.audit.audit import Audit, audit, report
 from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import write_image
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import Index
@@ -299,12 +299,12 @@ def test_tiles_too_small_to_measure_are_said_to_be_so(make_shards: Make) -> None
 
 def test_refusals(make_shards: Make, tmp_path: Path) -> None:
     shards = make_shards()
-    with pytest.raises(Refusal, match="--samples 0"):
+    with pytest.raises(UserError, match="--samples 0"):
         audit(shards, 0)
-    with pytest.raises(Refusal, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         audit(tmp_path / "none")
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refusal, match="--output"):
+    with pytest.raises(UserError, match="--output"):
         report(shards, tmp_path / "file" / "report")
 
 

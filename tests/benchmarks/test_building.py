@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.building import building, write_photographs
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 
 
 def test_ratios_of_building_are_printed(write_images: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,5 +21,5 @@ def test_ratios_of_building_are_printed(write_images: Callable[..., Path], capsy
 
 
 def test_a_folder_without_large_photographs_is_refused(write_images: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="no 8-bit RGB image of 256x256"):
+    with pytest.raises(UserError, match="no 8-bit RGB image of 256x256"):
         write_photographs(write_images("a.png", size=(100, 300, 3)), tmp_path / "photographs")

@@ -23,7 +23,7 @@ from benchmarks.gap import (
 from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
 from n2n_dist.config import load
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import write_image
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import LAST, save_model
@@ -128,7 +128,7 @@ def test_weights_of_a_shorter_run_are_not_measured(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(subprocess, "run", stopped)
     for _ in range(2):
-        with pytest.raises(Refusal, match=r"noisy-0: this run was stopped; the same command continues it"):
+        with pytest.raises(UserError, match=r"noisy-0: this run was stopped; the same command continues it"):
             gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
 
 
@@ -161,24 +161,24 @@ def test_a_run_of_another_network_is_not_reported(tmp_path: Path) -> None:
     earlier = ResUNet(ModelSettings(width=8, depths=[1]), crop=32)
     earlier.metadata = lambda: {"network": NETWORK - 1}
     save_model(folder / LAST, earlier, step=1)
-    with pytest.raises(Refusal, match=r"last.safetensors: not the weights of this version's network"):
+    with pytest.raises(UserError, match=r"last.safetensors: not the weights of this version's network"):
         gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
 
 
 def test_what_cannot_run_is_said_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", None)
     validation = "data.validation=shards/demo/validation"
-    with pytest.raises(Refusal, match=r"noise.sigma: unknown setting"):  # of the third combination only
+    with pytest.raises(UserError, match=r"noise.sigma: unknown setting"):  # of the third combination only
         gap(Path("configs/blind.yaml"), [validation, "validate.level=null"], 1, tmp_path)
-    with pytest.raises(Refusal, match=r"validate.level 25.0: not of all noises; leave it out, or choose one noise"):
+    with pytest.raises(UserError, match=r"validate.level 25.0: not of all noises; leave it out, or choose one noise"):
         gap(Path("configs/gaussian25.yaml"), [validation, "validate.level=25"], 1, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_without_validation_there_is_nothing_to_measure(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"data.validation null: the gap is measured there"):
+    with pytest.raises(UserError, match=r"data.validation null: the gap is measured there"):
         gap(Path("configs/demo.yaml"), ["data.validation=null"], 1, tmp_path)
-    with pytest.raises(Refusal, match=r"--seeds 0: must be 1 or more"):
+    with pytest.raises(UserError, match=r"--seeds 0: must be 1 or more"):
         gap(Path("configs/demo.yaml"), [], 0, tmp_path)
-    with pytest.raises(Refusal, match=r"pairs.source captures: the gap needs clean images"):
-        gap(Path("configs/demo.yaml"), ["pairs.source=captures", "loss.pixel=l2"], 1, tmp_path)
+    with pytest.raises(UserError, match=r"pairs.name captures: the gap needs clean images"):
+        gap(Path("configs/demo.yaml"), ["pairs.name=captures", "loss.pixel=l2"], 1, tmp_path)

@@ -19,7 +19,7 @@ from support.processes import ROOT
 from n2n_dist.building import tiles
 from n2n_dist.building.build import build, merge
 from n2n_dist.building.plan import SHARDS, Options, read_plan
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import Image, write_frames, write_image
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import VALIDATION, Index
@@ -71,7 +71,7 @@ def test_deep_images_stay_lossless(tmp_path: Path, dtype: type) -> None:
 def test_float_images_need_a_range(tmp_path: Path) -> None:
     write_image(tmp_path / "in" / "a.tif", random_pixels((20, 20, 1), np.float32))
     said: list[str] = []
-    with pytest.raises(Refusal, match="no usable image"):
+    with pytest.raises(UserError, match="no usable image"):
         build(tmp_path / "in", tmp_path / "out", Options(), warn=said.append)
     assert "a.tif" in said[0]
     assert "--white" in said[0]
@@ -126,7 +126,7 @@ def test_scene_that_gives_no_pairs_is_named_and_skipped(tmp_path: Path, odd: tup
 def test_images_beside_scene_folders_are_refused(tmp_path: Path) -> None:
     for name in ("a/0", "a/1", "stray"):
         write_image(tmp_path / "in" / f"{name}.png", random_pixels((20, 24, 1)))
-    with pytest.raises(Refusal, match="outside a scene folder"):
+    with pytest.raises(UserError, match="outside a scene folder"):
         build(tmp_path / "in", tmp_path / "out", Options(Grouping("folder")))
 
 
@@ -145,7 +145,7 @@ def test_too_many_unreadable_files_leave_nothing_behind(tmp_path: Path, write_im
     source = write_images("a.png", "b.png", "c.png", "d.png")
     for name in ("b.png", "d.png"):
         (source / name).write_bytes(b"nothing")
-    with pytest.raises(Refusal, match=f"{source}: 2 unreadable"):
+    with pytest.raises(UserError, match=f"{source}: 2 unreadable"):
         build(source, tmp_path / "out", Options(shard_samples=1), warn=silent)
     assert list(tmp_path.iterdir()) == [source]
     assert build(source, tmp_path / "out", Options(max_bad=0.5), warn=silent).scenes == 2
@@ -154,7 +154,7 @@ def test_too_many_unreadable_files_leave_nothing_behind(tmp_path: Path, write_im
 def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for source in (tmp_path / "in", tmp_path / "none"):
-        with pytest.raises(Refusal, match=str(source)):
+        with pytest.raises(UserError, match=str(source)):
             build(source, tmp_path / "out", Options())
     assert not (tmp_path / "out").exists()
 
@@ -163,7 +163,7 @@ def test_what_exists_is_not_written_over(tmp_path: Path, write_images: Callable[
     source = write_images("a.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
-    with pytest.raises(Refusal, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         build(source, tmp_path / "out", Options())
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["precious"]
 
@@ -174,7 +174,7 @@ def test_what_another_build_left_or_is_writing_is_not_touched(
     source, partial = write_images("a.png"), tmp_path / "out.partial"
     partial.mkdir()
     (partial / "mine.txt").write_text("precious")
-    with pytest.raises(Refusal, match=f"{partial}: exists"):
+    with pytest.raises(UserError, match=f"{partial}: exists"):
         build(source, tmp_path / "out", Options())
     assert [path.read_text() for path in partial.iterdir()] == ["precious"]
     assert not (tmp_path / "out").exists()
@@ -225,7 +225,7 @@ def test_held_out_scenes_are_spread_and_not_trained_on(tmp_path: Path, write_ima
     assert validation == {"0.png", "3.png", "6.png"}
     assert train == set(names) - validation
     for holdout in (-1, 10):
-        with pytest.raises(Refusal, match=f"--holdout {holdout}"):
+        with pytest.raises(UserError, match=f"--holdout {holdout}"):
             build(source, tmp_path / "other", Options(holdout=holdout))
 
 
@@ -254,7 +254,7 @@ def test_parts_and_jobs_give_the_bytes_of_a_single_build(tmp_path: Path, photos:
     assert tree(tmp_path / "jobs") == whole
     reports = []
     for part in (3, 1, 2):
-        with pytest.raises(Refusal, match=r"not built yet|not an unfinished build"):
+        with pytest.raises(UserError, match=r"not built yet|not an unfinished build"):
             merge(tmp_path / "parts")
         reports.append(build(photos, tmp_path / "parts", Options(**SMALL), part=(part, 3), warn=silent))
     assert not (tmp_path / "parts").exists()
@@ -348,19 +348,19 @@ def test_a_build_killed_anywhere_goes_on_and_gives_the_same_bytes(tmp_path: Path
         assert len(Index([destination])) == len(Index([tmp_path / "whole"]))
         verify(destination)
         if (destination / "building" / "plan.json").is_file():
-            with pytest.raises(Refusal, match="other files or settings"):
+            with pytest.raises(UserError, match="other files or settings"):
                 build(photos, destination, Options(tile=16), warn=silent)
             finished = build(photos, destination, Options(**SMALL), warn=silent) if number % 2 else merge(destination)
             assert finished == report
             assert tree(destination) == whole
-        with pytest.raises(Refusal, match="exists already"):
+        with pytest.raises(UserError, match="exists already"):
             build(photos, destination, Options(**SMALL), warn=silent)
 
 
 def test_a_folder_that_is_called_building_is_left_alone(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "out" / "building").mkdir(parents=True)
     (tmp_path / "out" / "building" / "plan.json").write_text("precious")
-    with pytest.raises(Refusal, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         build(photos, tmp_path / "out", Options(**SMALL))
     assert (tmp_path / "out" / "building" / "plan.json").read_text() == "precious"
 
@@ -408,7 +408,7 @@ def test_a_reason_is_given_once_with_the_number_of_files(tmp_path: Path) -> None
     for number in range(12):
         write_image(tmp_path / "in" / f"{number:02d}.tif", random_pixels((20, 20, 1), np.float32, number))
     said: list[str] = []
-    with pytest.raises(Refusal, match="no usable image"):
+    with pytest.raises(UserError, match="no usable image"):
         build(tmp_path / "in", tmp_path / "out", Options(max_bad=1), warn=said.append)
     assert len(said) == 2
     assert said[0].startswith(f"skipped: {tmp_path / 'in'}")
@@ -461,10 +461,10 @@ def test_parts_that_run_at_once_do_not_disturb_each_other(tmp_path: Path, photos
 
 def test_an_unfinished_build_of_something_else_is_refused(tmp_path: Path, photos: Path) -> None:
     build(photos, tmp_path / "out", Options(**SMALL), part=(1, 2), warn=silent)
-    with pytest.raises(Refusal, match="other files or settings"):
+    with pytest.raises(UserError, match="other files or settings"):
         build(photos, tmp_path / "out", Options(tile=16), part=(2, 2), warn=silent)
     (photos / "new.png").write_bytes((photos / "00.png").read_bytes())
-    with pytest.raises(Refusal, match="other files or settings"):
+    with pytest.raises(UserError, match="other files or settings"):
         build(photos, tmp_path / "out", Options(**SMALL), part=(2, 2), warn=silent)
 
 
@@ -494,7 +494,7 @@ def test_a_clean_reference_is_kept_apart(tmp_path: Path) -> None:
 
 def test_webp_of_deep_images_is_refused_with_the_remedy(tmp_path: Path) -> None:
     write_image(tmp_path / "in" / "a.png", random_pixels((20, 20, 3), np.uint16))
-    with pytest.raises(Refusal, match="WebP holds 8-bit RGB, not uint16 of 3 channels; use PNG or NPY"):
+    with pytest.raises(UserError, match="WebP holds 8-bit RGB, not uint16 of 3 channels; use PNG or NPY"):
         build(tmp_path / "in", tmp_path / "out", Options(encoding="webp"))
     assert not (tmp_path / "out").exists()
 
@@ -510,7 +510,7 @@ def test_webp_of_deep_images_is_refused_with_the_remedy(tmp_path: Path) -> None:
 )
 def test_bad_options_are_refused_by_name(tmp_path: Path, options: dict, named: str) -> None:
     write_image(tmp_path / "in" / "a.png", random_pixels((20, 20, 1)))
-    with pytest.raises(Refusal, match=named):
+    with pytest.raises(UserError, match=named):
         build(tmp_path / "in", tmp_path / "out", Options(**options))
 
 

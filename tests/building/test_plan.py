@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from n2n_dist.building.plan import SHARDS, Options, group_scenes, origins, parse_part
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.scenes import Frame, Scene
 from n2n_dist.shards.index import VALIDATION
 
@@ -48,7 +48,7 @@ def test_recordings_are_held_out_whole_and_evenly() -> None:
     held_out = [scene.recording for group in groups if group.folder == VALIDATION for _, scene in group.scenes]
     assert Counter(held_out) == {"0": 3, "3": 3, "6": 3}
     for holdout in (-1, 10):
-        with pytest.raises(Refusal, match=f"--holdout {holdout}"):
+        with pytest.raises(UserError, match=f"--holdout {holdout}"):
             group_scenes(scenes, Options(holdout=holdout))
 
 
@@ -62,5 +62,5 @@ def test_scenes_are_shuffled() -> None:
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1/0", "1", "1/2/3", "a/b", "-1/3"])
 def test_a_part_is_one_of_n(text: str) -> None:
     assert parse_part("2/3") == (2, 3)
-    with pytest.raises(Refusal, match=f"--part {text}"):
+    with pytest.raises(UserError, match=f"--part {text}"):
         parse_part(text)

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.api import CheckpointException
 
 from n2n_dist.checkpoint import format as files
-from n2n_dist.checkpoint.format import Manifest, Progress
-from n2n_dist.errors import Refusal
+from n2n_dist.checkpoint.format import Manifest, TrainState
+from n2n_dist.errors import UserError
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-PROGRESS = Progress(step=7, samples_seen=56, best=None, steps=100, data="abc", identity={"run.seed": 0})
+PROGRESS = TrainState(step=7, samples_seen=56, best=None, steps=100, data="abc", identity={"run.seed": 0})
 NAMES = st.dictionaries(st.text("abcdef.", min_size=1, max_size=6), st.integers(0, 1000), max_size=40)
 
 
@@ -35,13 +35,13 @@ def names(folder: Path) -> list[str]:
 def test_every_tensor_has_one_owner_and_no_rank_more_than_an_even_share_and_one(
     sizes: dict[str, int], world: int
 ) -> None:
-    shares = files.share_out(sizes, world)
+    shares = files.partition_by_size(sizes, world)
     assert len(shares) == world
     assert sorted(name for share in shares for name in share) == sorted(sizes)
     heaviest = max(sum(sizes[name] for name in share) for share in shares)
     assert heaviest <= sum(sizes.values()) / world + max(sizes.values(), default=0)
     shuffled = dict(reversed(sizes.items()))
-    assert files.share_out(shuffled, world) == shares, "the order of the names does not matter"
+    assert files.partition_by_size(shuffled, world) == shares, "the order of the names does not matter"
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 8])
@@ -52,7 +52,7 @@ def test_the_shares_of_a_network_are_even(world: int) -> None:
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors}
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert sum(sizes.values()) == 16 * parameters
-    for share in files.share_out(sizes, world):
+    for share in files.partition_by_size(sizes, world):
         assert sum(sizes[name] for name in share) == pytest.approx(16 * parameters / world, rel=0.1)
 
 
@@ -64,7 +64,7 @@ def test_what_is_committed_is_read_back(tmp_path: Path) -> None:
     path = files.step_folder(tmp_path, 7)
     assert names(tmp_path) == ["step-00000007"]
     assert names(path) == ["__0_0.distcp", "manifest.json"]
-    assert files.committed(tmp_path) == [path]
+    assert files.list_checkpoints(tmp_path) == [path]
     assert files.read_manifest(path) == manifest
     files.verify(path, digests)
     (path / "__0_0.distcp").write_text("Content")
@@ -80,8 +80,12 @@ def test_only_whole_checkpoints_count_and_the_newest_comes_first(tmp_path: Path)
         make(tmp_path, f"step-{step:08d}", manifest=True)
     for name in ("step-00000012.tmp", "step-00000013.old", "step-00000014.damaged", "step-last"):
         make(tmp_path, name, manifest=True)
-    assert [path.name for path in files.committed(tmp_path)] == ["step-00000010", "step-00000009", "step-00000002"]
-    assert files.committed(tmp_path / "nowhere") == []
+    assert [path.name for path in files.list_checkpoints(tmp_path)] == [
+        "step-00000010",
+        "step-00000009",
+        "step-00000002",
+    ]
+    assert files.list_checkpoints(tmp_path / "nowhere") == []
 
 
 def test_what_a_dead_run_left_is_finished_or_removed(tmp_path: Path) -> None:
@@ -92,18 +96,18 @@ def test_what_a_dead_run_left_is_finished_or_removed(tmp_path: Path) -> None:
     make(tmp_path, "step-00000004.tmp", "new", manifest=True)
     make(tmp_path, "step-00000004", "old", manifest=True)
     make(tmp_path, "step-00000005.old", manifest=True)  # or while it removed one
-    files.tidy(tmp_path)
+    files.recover(tmp_path)
     assert names(tmp_path) == ["step-00000002", "step-00000003", "step-00000004"]
     assert (tmp_path / "step-00000003" / "__0_0.distcp").read_text() == "new"
     assert (tmp_path / "step-00000004" / "__0_0.distcp").read_text() == "new"
-    files.tidy(tmp_path)
-    files.tidy(tmp_path / "nowhere")
+    files.recover(tmp_path)
+    files.recover(tmp_path / "nowhere")
     assert len(names(tmp_path)) == 3
 
 
 def test_what_goes_away_leaves_room_for_another_of_its_kind(tmp_path: Path) -> None:
     for content in ("first", "second"):
-        assert files.set_aside(make(tmp_path, "step-00000007", content)).name == "step-00000007.damaged"
+        assert files.quarantine(make(tmp_path, "step-00000007", content)).name == "step-00000007.damaged"
         assert names(tmp_path) == ["step-00000007.damaged"]
     assert (tmp_path / "step-00000007.damaged" / "__0_0.distcp").read_text() == "second"
     make(tmp_path, "step-00000008.old")
@@ -122,7 +126,7 @@ def test_what_cannot_be_removed_yet_is_no_checkpoint_any_more_and_removed_later(
         patch.setattr(os, "unlink", busy)  # as NFS says of a file that another program reads
         files.remove(path)
     assert names(tmp_path) == ["step-00000008.old"]
-    files.tidy(tmp_path)
+    files.recover(tmp_path)
     assert not names(tmp_path)
 
 
@@ -145,7 +149,7 @@ def test_tensors_that_are_not_there_are_refused(tmp_path: Path) -> None:
     files.load(tmp_path / "there", {"ema.a": tensor})
     assert torch.equal(tensor, torch.ones(3))
     for wrong in ({"ema.b": torch.zeros(3)}, {"ema.a": torch.zeros(4)}):
-        with pytest.raises(Refusal, match=r"there: does not fit this network \(.+\); start in a new run.dir$"):
+        with pytest.raises(UserError, match=r"there: does not fit this network \(.+\); start in a new run.dir$"):
             files.load(tmp_path / "there", wrong)
 
 
@@ -159,7 +163,7 @@ def test_tensors_are_read_into_place_whatever_their_layout(tmp_path: Path) -> No
     for name, tensor in tensors.items():
         assert torch.equal(there[name], tensor), name
         assert there[name].data_ptr() == places[name], name
-    with pytest.raises(Refusal, match="a is of another size or type there"):
+    with pytest.raises(UserError, match="a is of another size or type there"):
         files.load(tmp_path, {"a": torch.zeros(3, dtype=torch.float64)})
 
 

@@ -7,7 +7,7 @@ from support import processes
 
 from n2n_dist.checkpoint import format
 from n2n_dist.checkpoint.__main__ import export, show
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import read_image, write_image
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -67,7 +67,7 @@ def test_what_is_not_good_is_explained_and_left_alone(run_dir: Path, capsys: pyt
     shutil.copytree(folder / "step-00000002", folder / "step-00000006.tmp")
     damage(folder / "step-00000004")
     before = contents(run_dir)
-    with pytest.raises(Refusal, match=r"step-00000004: damaged; the next start continues from step-00000003$"):
+    with pytest.raises(UserError, match=r"step-00000004: damaged; the next start continues from step-00000003$"):
         show(run_dir)
     said = lines(capsys.readouterr().out)
     assert list(said) == [f"step-0000000{name}" for name in ("6.tmp", "4", "3", "2", "1.damaged")]
@@ -80,7 +80,7 @@ def test_what_is_not_good_is_explained_and_left_alone(run_dir: Path, capsys: pyt
 
     manifest = folder / "step-00000003" / "manifest.json"
     manifest.write_text(manifest.read_text().replace(f'"format": {format.FORMAT}', '"format": 99'))
-    with pytest.raises(Refusal, match=r"is refused, because step-00000003 is of another version of n2n_dist$"):
+    with pytest.raises(UserError, match=r"is refused, because step-00000003 is of another version of n2n_dist$"):
         show(run_dir)
     said = lines(capsys.readouterr().out)
     assert said["step-00000003"].endswith(" of another version of n2n_dist")
@@ -89,7 +89,7 @@ def test_what_is_not_good_is_explained_and_left_alone(run_dir: Path, capsys: pyt
     for name in ("step-00000002", "step-00000003"):
         damage(folder / name)
     (folder / "step-00000003" / "manifest.json").write_text("{}")
-    with pytest.raises(Refusal, match=r"the next start is refused, because none is good: give a new run.dir$"):
+    with pytest.raises(UserError, match=r"the next start is refused, because none is good: give a new run.dir$"):
         show(run_dir)
 
 
@@ -116,7 +116,7 @@ def test_an_exported_checkpoint_denoises(run_dir: Path, tmp_path: Path) -> None:
     export(run_dir, 4, tmp_path / "four.safetensors")
     assert (tmp_path / "four.safetensors").read_bytes() == (run_dir / "last.safetensors").read_bytes()
 
-    module = ("n2n_dist/checkpoint/manager.py", run_dir)
+    module = ("n2n_dist/checkpoint/__main__.py", run_dir)
     done = processes.run(*module, "--export", 2, tmp_path / "two.safetensors").checked()
     assert f"next: python launch/denoise.py --run {tmp_path / 'two.safetensors'} " in done.out[0]
     noisy = np.random.default_rng(0).integers(0, 256, (40, 36, 3), dtype=np.uint8)
@@ -140,19 +140,19 @@ def test_what_cannot_be_exported_is_refused(run_dir: Path, tmp_path: Path) -> No
         (4, taken, r"last.safetensors: exists already; remove it or choose another"),
         (4, tmp_path / "nowhere" / "weights.safetensors", r"nowhere/weights.safetensors: cannot be written \("),
     ):
-        with pytest.raises(Refusal, match=message):
+        with pytest.raises(UserError, match=message):
             export(run_dir, step, path)
     assert contents(tmp_path) == before
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
     for action in (show, lambda folder: export(folder, 1, tmp_path / "weights.safetensors")):
-        with pytest.raises(Refusal, match=r"nowhere: no checkpoints there; give the folder of a run \(run.dir\)"):
+        with pytest.raises(UserError, match=r"nowhere: no checkpoints there; give the folder of a run \(run.dir\)"):
             action(tmp_path / "nowhere")
 
 
 def test_the_command_refuses_as_all_others_do(run_dir: Path, tmp_path: Path) -> None:
-    script = "n2n_dist/checkpoint/manager.py"
+    script = "n2n_dist/checkpoint/__main__.py"
     for arguments, message in (
         ([tmp_path / "nowhere"], "nowhere: no checkpoints there"),
         ([run_dir, "--export", "newest", tmp_path / "a.safetensors"], "--export newest: not a step"),

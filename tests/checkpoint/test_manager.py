@@ -14,10 +14,10 @@ import torch
 from support import processes
 
 from n2n_dist.checkpoint import format
-from n2n_dist.checkpoint.format import Progress
+from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.checkpoint.manager import Checkpoints, CheckpointSettings
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.errors import Failure, Refusal
+from n2n_dist.errors import StorageError, UserError
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import load_model, trained_steps
 from n2n_dist.training.optim import OptimSettings, make_optimizer
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def network(seed: int, width: int = 8) -> ResUNet:
     torch.manual_seed(seed)
     model = ResUNet(ModelSettings(width=width, depths=[1]))
-    for layer in (model.exit, model.filter):
+    for layer in (model.head, model.local_filter):
         torch.nn.init.normal_(layer.weight)
     return model
 
@@ -43,9 +43,9 @@ def trained(seed: int) -> tuple[ResUNet, ResUNet, torch.optim.AdamW]:
     return model, ema, optimizer
 
 
-def progress(step: int, best: float | None = None, best_step: int = 0) -> Progress:
-    identity = {"run.seed": 0, "data.crop": 16, "pairs.source": "synthetic", "model.width": 8, "model.depths": [1]}
-    return Progress(step, 8 * step, best, steps=100, data="abc", identity=identity, best_step=best_step)
+def progress(step: int, best: float | None = None, best_step: int = 0) -> TrainState:
+    identity = {"run.seed": 0, "data.crop": 16, "pairs.name": "synthetic", "model.width": 8, "model.depths": [1]}
+    return TrainState(step, 8 * step, best, steps=100, data="abc", identity=identity, best_step=best_step)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_until_someone_looks(
         flip_a_byte(largest_file(checkpoints.folder / f"step-{step:08d}"))
     said: list[str] = []
     for _ in range(2):  # a job that is requeued must not begin anew over the weights that are there
-        with pytest.raises(Refusal, match=r"all checkpoints are damaged; start in a new run.dir"):
+        with pytest.raises(UserError, match=r"all checkpoints are damaged; start in a new run.dir"):
             checkpoints.newest(warn=said.append)
     assert len(said) == 2
 
@@ -197,7 +197,7 @@ def test_one_of_another_version_is_refused_and_left_alone(checkpoints: Checkpoin
     text = manifest.read_text()
     assert count in text
     manifest.write_text(text.replace(count, f"{count}9"))
-    with pytest.raises(Refusal, match="written by another version of n2n_dist; continue it with that, or"):
+    with pytest.raises(UserError, match="written by another version of n2n_dist; continue it with that, or"):
         checkpoints.newest(warn=pytest.fail)
     assert names(checkpoints) == ["step-00000004"]
 
@@ -206,7 +206,7 @@ def test_one_of_another_network_is_refused(checkpoints: Checkpoints, parts: tupl
     write(checkpoints, *parts, progress(4))
     wide = network(0, width=16)
     path, found = checkpoints.newest(warn=pytest.fail)
-    with pytest.raises(Refusal, match="does not fit this network"):
+    with pytest.raises(UserError, match="does not fit this network"):
         checkpoints.load(path, wide, network(1, width=16), make_optimizer(wide, OptimSettings()), found)
 
 
@@ -222,7 +222,7 @@ def test_training_goes_on_while_a_thread_writes_what_was_there_at_the_save(
     with torch.no_grad():
         for tensor in (*parts[0].parameters(), parts[2].state[parts[0].exit.weight]["exp_avg"]):
             tensor.zero_()
-    assert not format.committed(checkpoints.folder)
+    assert not format.list_checkpoints(checkpoints.folder)
     assert checkpoints.busy
     go.set()
     checkpoints.finish()
@@ -414,7 +414,7 @@ def test_a_save_that_fails_is_told_and_the_next_one_tries_again(
         assert f"The last good checkpoint is {'none' if gone else 'step-00000001'}" in said
         here.step = 3
         checkpoints.save(*parts, here)
-        with pytest.raises(Failure, match=rf"step 3 could not be saved \({reason}"):
+        with pytest.raises(StorageError, match=rf"step 3 could not be saved \({reason}"):
             checkpoints.finish()
     assert names(checkpoints) == ["step-00000001"], "nothing is left of it"
     here.step, here.best, here.best_step = 4, 30.5, 4
@@ -488,7 +488,7 @@ def test_a_run_may_be_killed_at_any_moment_of_a_save(
         again.load(path, *loaded, found)
         assert torch.equal(loaded[0].exit.weight, by_step[found.step][0].exit.weight), moment
         assert {path.suffix for path in again.folder.iterdir()} == {""}, moment
-        for path in format.committed(again.folder):
+        for path in format.list_checkpoints(again.folder):
             format.verify(path, format.read_manifest(path).files)
         best = run_dir / "best.safetensors"
         assert trained_steps(best) == found.best_step, moment
@@ -505,7 +505,7 @@ def test_a_run_may_be_killed_at_any_moment_of_a_save(
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"minutes": 0.0}, {"minutes": float("nan")}, {"keep": 1}])
 def test_values_out_of_range_are_refused(wrong: dict) -> None:
-    with pytest.raises(Refusal, match=rf"checkpoint\.{next(iter(wrong))} .*: must be"):
+    with pytest.raises(UserError, match=rf"checkpoint\.{next(iter(wrong))} .*: must be"):
         CheckpointSettings(**wrong)
 
 

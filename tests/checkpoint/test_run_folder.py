@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from n2n_dist.checkpoint import run_folder
-from n2n_dist.checkpoint.run_folder import OWNER, Owner
-from n2n_dist.errors import Refusal
+from n2n_dist.checkpoint.run_folder import OWNER, RunLock
+from n2n_dist.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -28,23 +28,23 @@ def written(run_dir: Path) -> dict[str, Any]:
 
 def left_behind(run_dir: Path, **changes: object) -> None:
     """The file of a run that is gone; `changes` say where it ran."""
-    held = Owner(run_dir)
-    held.claim(print)
+    held = RunLock(run_dir)
+    held.acquire(print)
     content = json.dumps(written(run_dir) | changes)
     held.release()
     (run_dir / OWNER).write_text(content)
 
 
 def claim_and_die(run_dir: Path) -> None:
-    Owner(run_dir).claim(print)
+    RunLock(run_dir).acquire(print)
     os._exit(0)
 
 
 def test_it_names_the_run_and_shows_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    held = Owner(tmp_path / "new" / "run")
+    held = RunLock(tmp_path / "new" / "run")
     start = time.monotonic()
-    held.claim(print)
+    held.acquire(print)
     assert time.monotonic() - start < 5
     first = written(tmp_path / "new" / "run")
     assert (first["process"], first["slurm_job"]) == (os.getpid(), "77")
@@ -53,19 +53,21 @@ def test_it_names_the_run_and_shows_that_it_is_alive(tmp_path: Path, monkeypatch
     while written(tmp_path / "new" / "run")["heartbeat"] == first["heartbeat"]:
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert held.problem() is None
+    assert held.lost_error() is None
     held.release()
     assert not list((tmp_path / "new" / "run").iterdir())
 
 
 def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
-    held, other = Owner(tmp_path), Owner(tmp_path)
-    held.claim(print)
-    with pytest.raises(Refusal, match=rf"^run.dir {tmp_path}: in use by process {os.getpid()} on .*choose another run"):
-        other.claim(print)
-    assert other.foreign
+    held, other = RunLock(tmp_path), RunLock(tmp_path)
+    held.acquire(print)
+    with pytest.raises(
+        UserError, match=rf"^run.dir {tmp_path}: in use by process {os.getpid()} on .*choose another run"
+    ):
+        other.acquire(print)
+    assert other.taken_over
     other.release()
-    assert held.problem() is None
+    assert held.lost_error() is None
     held.release()
     assert not list(tmp_path.iterdir())
 
@@ -77,8 +79,8 @@ def test_a_process_that_died_here_holds_nothing(
     died = multiprocessing.get_context("fork").Process(target=claim_and_die, args=(tmp_path,))
     died.start()
     died.join()
-    held = Owner(tmp_path)
-    held.claim(print)  # at once
+    held = RunLock(tmp_path)
+    held.acquire(print)  # at once
     assert f"taken over from process {died.pid} on " in capsys.readouterr().out
     held.release()
     assert not list(tmp_path.iterdir())
@@ -87,8 +89,8 @@ def test_a_process_that_died_here_holds_nothing(
 def test_another_process_of_the_same_number_is_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "STALE_SECONDS", 1000)
     left_behind(tmp_path, process_start=1)
-    held = Owner(tmp_path)
-    held.claim(print)  # at once
+    held = RunLock(tmp_path)
+    held.acquire(print)  # at once
     held.release()
 
 
@@ -99,8 +101,8 @@ def test_what_gives_no_sign_of_life_is_taken_over_after_a_while(
     left_behind(tmp_path, machine="another", host="far")
     if content is not None:
         (tmp_path / OWNER).write_bytes(content)
-    start, held = time.monotonic(), Owner(tmp_path)
-    held.claim(print)
+    start, held = time.monotonic(), RunLock(tmp_path)
+    held.acquire(print)
     assert time.monotonic() - start > run_folder.STALE_SECONDS
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2, "before and after the wait"
@@ -118,15 +120,15 @@ def test_of_many_that_wait_for_a_dead_run_one_gets_its_folder(
     for attempt in range(3):
         run_dir = tmp_path / str(attempt)
         left_behind(run_dir, machine="another")
-        waiting = [Owner(run_dir) for _ in range(6)]
+        waiting = [RunLock(run_dir) for _ in range(6)]
         if before:
             waiting[0]._successor((run_dir / OWNER).read_bytes()).write_text("")
         refused = []
 
-        def claim(one: Owner, refused: list[Owner] = refused) -> None:
+        def claim(one: RunLock, refused: list[RunLock] = refused) -> None:
             try:
-                one.claim(lambda line: None)
-            except Refusal:
+                one.acquire(lambda line: None)
+            except UserError:
                 refused.append(one)
 
         threads = [threading.Thread(target=claim, args=(one,)) for one in waiting]
@@ -135,7 +137,7 @@ def test_of_many_that_wait_for_a_dead_run_one_gets_its_folder(
         for thread in threads:
             thread.join()
         (winner,) = set(waiting) - set(refused)
-        assert winner.problem() is None
+        assert winner.lost_error() is None
         winner.release()
         assert not list(run_dir.iterdir())
 
@@ -144,39 +146,39 @@ def test_a_run_that_stood_still_notices_that_it_lost_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 60)
-    still = Owner(tmp_path)
-    still.claim(print)
-    other = Owner(tmp_path)
-    other.claim(print)
-    assert "took the folder over; this one stops and saves nothing" in str(still.problem())
-    assert still.foreign
+    still = RunLock(tmp_path)
+    still.acquire(print)
+    other = RunLock(tmp_path)
+    other.acquire(print)
+    assert "took the folder over; this one stops and saves nothing" in str(still.lost_error())
+    assert still.taken_over
     still._beat()  # as its thread would when it wakes up
     still.release()
-    assert other.problem() is None
+    assert other.lost_error() is None
     other.release()
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])
 def test_a_folder_that_was_removed_is_noticed(tmp_path: Path, what: str) -> None:
-    held = Owner(tmp_path / "run")
-    held.claim(print)
+    held = RunLock(tmp_path / "run")
+    held.acquire(print)
     if what == "folder":
         shutil.rmtree(tmp_path / "run")
     else:
         (tmp_path / "run" / OWNER).unlink()
-    assert "it or its folder was removed during the run" in str(held.problem())
+    assert "it or its folder was removed during the run" in str(held.lost_error())
     held.release()
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refusal, match=r"run.dir .*/file/run: cannot be written \(.*\); choose another folder"):
-        Owner(tmp_path / "file" / "run").claim(print)
+    with pytest.raises(UserError, match=r"run.dir .*/file/run: cannot be written \(.*\); choose another folder"):
+        RunLock(tmp_path / "file" / "run").acquire(print)
 
 
 def test_other_ranks_hold_nothing(tmp_path: Path) -> None:
-    other = Owner(tmp_path)
-    assert other.problem() is None
+    other = RunLock(tmp_path)
+    assert other.lost_error() is None
     other.release()
     assert not list(tmp_path.iterdir())

@@ -21,12 +21,12 @@ from n2n_dist.data.dataset import (
     DataSettings,
     RankOrder,
     _symmetry,
+    capture_order,
     folder_list,
-    take_turns,
 )
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import encode, write_image
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards import reading
@@ -136,7 +136,7 @@ def test_supervised_pairs_are_a_capture_and_its_reference(tmp_path: Path) -> Non
 
 @given(captures=st.integers(1, 7), turn=st.integers(0, 10**12))
 def test_every_ordered_pair_of_captures_has_its_turn_once(captures: int, turn: int) -> None:
-    turns = [take_turns(captures, turn + k) for k in range(max(1, captures * (captures - 1)))]
+    turns = [capture_order(captures, turn + k) for k in range(max(1, captures * (captures - 1)))]
     assert all(sorted(order) == list(range(captures)) for order in turns)
     assert len({tuple(order[:2]) for order in turns}) == len(turns)
 
@@ -283,9 +283,9 @@ def test_what_the_shards_cannot_give_is_refused(make_shards: Callable[..., Path]
     folder = make_shards(2, size=(40, 30, 3), tile=32)
     index = Index([folder])
     CropDataset(index, 0, 30, "image")
-    with pytest.raises(Refusal, match=rf"data\.crop 31: {folder}.*32x30"):
+    with pytest.raises(UserError, match=rf"data\.crop 31: {folder}.*32x30"):
         CropDataset(index, 0, 31, "image")
-    with pytest.raises(Refusal, match=rf"pairs\.supervised: {folder}"):
+    with pytest.raises(UserError, match=rf"pairs\.supervised: {folder}"):
         CropDataset(index, 0, 16, "supervised")
 
 
@@ -315,7 +315,7 @@ def test_crops_are_to_the_bit_what_read_pixels_gives(tmp_path: Path, dtype: type
         tar, sample = index.sample(number)
         members = [sample.captures[0]]
         if source == "captures":
-            first = take_turns(2, rng.integer(7, number, "first-pair", 2) + position // 4)[0]
+            first = capture_order(2, rng.integer(7, number, "first-pair", 2) + position // 4)[0]
             members = [sample.captures[first], sample.captures[1 - first]]
         top, left, flip, turns = np.unravel_index(rng.integer(7, position, "crop", 5 * 9 * 8), (5, 9, 2, 4))
         for member, found in zip(members, image, strict=True):
@@ -358,7 +358,7 @@ def test_symmetries_are_those_of_numpy(turns: int, flip: bool, height: int, widt
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(values: dict, named: str) -> None:
-    with pytest.raises(Refusal, match=named):
+    with pytest.raises(UserError, match=named):
         DataSettings(**values)
 
 

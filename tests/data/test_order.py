@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from n2n_dist.data.dataset import RankOrder
 from n2n_dist.data.order import Order
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 
 
 def divisors(number: int) -> list[int]:
@@ -161,13 +161,13 @@ def test_order_is_a_format_that_releases_keep() -> None:
 
 def test_fewer_samples_than_a_batch_are_refused_with_both_numbers() -> None:
     assert len(Order(np.array([3, 4]), 0, 7).batch(0)) == 7
-    with pytest.raises(Refusal, match=r"data\.batch 8.*7 samples"):
+    with pytest.raises(UserError, match=r"data\.batch 8.*7 samples"):
         Order(np.array([3, 4]), 0, 8)
 
 
 @pytest.mark.parametrize("streams", [3, -2, 16])
 def test_streams_that_do_not_divide_the_batch_are_refused(streams: int) -> None:
-    with pytest.raises(Refusal, match=f"data.streams {streams}.*8"):
+    with pytest.raises(UserError, match=f"data.streams {streams}.*8"):
         Order(np.array([100]), 0, 8, streams)
 
 

@@ -44,7 +44,7 @@ def state(run_dir: Path) -> dict[str, torch.Tensor]:
     model = ResUNet(config.model, config.data.crop)
     named = format.named_tensors(model, model, lambda parameter: dict.fromkeys(MOMENTS, parameter))
     tensors = {name: torch.zeros_like(tensor) for name, tensor in named}
-    format.load(format.committed(run_dir / "checkpoints")[0], tensors)
+    format.load(format.list_checkpoints(run_dir / "checkpoints")[0], tensors)
     return tensors
 
 

@@ -60,7 +60,7 @@ def test_pairs_and_losses_are_those_of_one_process(
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(["pairs.source=neighbours", "noise.sigma=[5,50]", "loss.pixel=l2"], id="neighbours"),
+        pytest.param(["pairs.name=neighbours", "noise.sigma=[5,50]", "loss.pixel=l2"], id="neighbours"),
         pytest.param(
             ["noise.name=bernoulli", "loss.pixel=masked_l2", "loss.perceptual=0.01", "loss.form=matched"],
             id="masked and matched",

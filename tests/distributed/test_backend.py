@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.batch import BatchPlan, plan_batch
-from n2n_dist.errors import Failure, Refusal
+from n2n_dist.errors import StorageError, UserError
 
 
 def planned(world: int, batch: int, largest: int | None) -> BatchPlan:
@@ -31,7 +31,9 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_with_one_that_can(world: i
     if batch % world == 0:
         assert planned(world, batch, None).accumulation == 1
         return
-    with pytest.raises(Refusal, match=f"data.batch {batch}: not divisible by {world} processes; try data.batch=") as e:
+    with pytest.raises(
+        UserError, match=f"data.batch {batch}: not divisible by {world} processes; try data.batch="
+    ) as e:
         planned(world, batch, None)
     proposed = int(str(e.value).rpartition("=")[2])
     assert proposed > 0
@@ -45,9 +47,9 @@ def test_the_plan_reads_as_arithmetic() -> None:
 
 def test_one_process_needs_no_world(backend: Backend) -> None:
     assert (backend.name, backend.rank, backend.world_size) == ("single process", 0, 1)
-    assert backend.main
+    assert backend.is_main
     assert not backend.zero
-    assert backend.on_main(lambda: 7) == 7
+    assert backend.run_on_rank0(lambda: 7) == 7
     values = torch.tensor([1.0, 2.0])
     total = backend.sum(values)
     assert torch.equal(total, values)
@@ -57,18 +59,18 @@ def test_one_process_needs_no_world(backend: Backend) -> None:
 
 def test_a_refusal_on_rank_0_keeps_its_message(backend: Backend) -> None:
     def refuse() -> None:
-        raise Refusal("this and that")
+        raise UserError("this and that")
 
-    with pytest.raises(Refusal, match=r"^this and that$"):
-        backend.on_main(refuse)
-    with pytest.raises(Refusal, match=r"^this and that$"):
-        backend.agree(Refusal("this and that"))
-    assert backend.agree(None, "word") == ["word"]
+    with pytest.raises(UserError, match=r"^this and that$"):
+        backend.run_on_rank0(refuse)
+    with pytest.raises(UserError, match=r"^this and that$"):
+        backend.all_gather_or_raise(UserError("this and that"))
+    assert backend.all_gather_or_raise(None, "word") == ["word"]
 
 
 def test_what_cannot_be_written_is_a_refusal(backend: Backend, tmp_path: Path) -> None:
-    with pytest.raises(Failure, match=r"/nowhere/file: cannot be written \(No such file or directory\)"):
-        backend.on_main(lambda: (tmp_path / "nowhere" / "file").write_text(""))
+    with pytest.raises(StorageError, match=r"/nowhere/file: cannot be written \(No such file or directory\)"):
+        backend.run_on_rank0(lambda: (tmp_path / "nowhere" / "file").write_text(""))
 
 
 @pytest.mark.parametrize(("clip", "moved"), [(1e-3, 1e-3), (0.0, 6.0), (100.0, 6.0)])
@@ -92,14 +94,14 @@ def test_processes_that_found_no_common_world_are_refused(
     # Accelerate has already started without a world
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(Refusal, match=r"this process is rank 0 of 1, but the launcher .* use one of launch/backends"):
+    with pytest.raises(UserError, match=r"this process is rank 0 of 1, but the launcher .* use one of launch/backends"):
         Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=2)
 
 
 def test_zero_3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    with pytest.raises(Refusal, match=r"zero_stage 3: only 1 and 2, because .*; use launch/backends/zero2.yaml"):
+    with pytest.raises(UserError, match=r"zero_stage 3: only 1 and 2, because .*; use launch/backends/zero2.yaml"):
         Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=2)
 
 
@@ -116,13 +118,13 @@ def test_the_machine_of_a_rank_takes_the_slots_of_all_of_its_ranks(
 
 
 def test_what_every_rank_does_gives_each_its_own_result_or_refuses(backend: Backend) -> None:
-    assert backend.on_all(lambda: 7) == 7
+    assert backend.run_on_all_ranks(lambda: 7) == 7
 
     def refuse() -> None:
-        raise Refusal("no")
+        raise UserError("no")
 
-    with pytest.raises(Refusal, match="no"):
-        backend.on_all(refuse)
+    with pytest.raises(UserError, match="no"):
+        backend.run_on_all_ranks(refuse)
 
 
 def test_moments_are_adamws_own(backend: Backend) -> None:
@@ -138,6 +140,6 @@ def test_moments_are_adamws_own(backend: Backend) -> None:
 
 
 def test_what_another_thread_agrees_on_may_be_any_error(backend: Backend) -> None:
-    assert backend.agree(None, 7, group=None) == [7]
+    assert backend.all_gather_or_raise(None, 7, group=None) == [7]
     with pytest.raises(OSError, match="full"):
-        backend.agree(OSError("full"), group=None)
+        backend.all_gather_or_raise(OSError("full"), group=None)

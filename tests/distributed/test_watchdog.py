@@ -3,7 +3,7 @@
 import pytest
 import torch.distributed as dist
 
-from n2n_dist.distributed.watchdog import lost_process
+from n2n_dist.distributed.watchdog import peer_lost
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from n2n_dist.distributed.watchdog import lost_process
     ],
 )
 def test_what_the_libraries_say_of_a_process_that_is_gone(error: Exception) -> None:
-    lost = lost_process(error)
+    lost = peer_lost(error)
     assert str(lost).startswith("another process of this run is gone (")
     assert str(error)[:40] in str(lost)
     assert str(lost).endswith("the same command continues after the last checkpoint")
@@ -36,4 +36,4 @@ def test_what_the_libraries_say_of_a_process_that_is_gone(error: Exception) -> N
     ],
 )
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
-    assert lost_process(error) is None
+    assert peer_lost(error) is None

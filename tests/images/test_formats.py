@@ -13,7 +13,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage
 from support.images import random_pixels
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images import formats
 from n2n_dist.images.formats import Range, open_frames
 
@@ -162,7 +162,7 @@ def test_frames_of_an_archive_keep_its_order() -> None:
 def test_frames_that_are_only_claimed_are_not_believed(shape: tuple[int, ...]) -> None:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    with pytest.raises(Refusal, match="bytes are missing"):
+    with pytest.raises(UserError, match="bytes are missing"):
         open_frames(io.BytesIO(buffer.getvalue()), ".npy")
 
 
@@ -206,7 +206,7 @@ def test_planes_of_several_types_in_a_fits_are_named() -> None:
     buffer = io.BytesIO()
     planes = [fits.ImageHDU(science, name="SCI"), fits.ImageHDU(mask, name="DQ")]
     fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(buffer)
-    with pytest.raises(Refusal, match=r"several types \(SCI float32, DQ int16\); write"):
+    with pytest.raises(UserError, match=r"several types \(SCI float32, DQ int16\); write"):
         opened(buffer.getvalue(), ".fits")
 
 
@@ -261,7 +261,7 @@ def test_colour_dicom() -> None:
     (frame,), range_ = opened(dicom(stored, 8), ".dcm")
     np.testing.assert_array_equal(frame, stored)
     assert range_ == (0, 255)
-    with pytest.raises(Refusal, match="PALETTE"):
+    with pytest.raises(UserError, match="PALETTE"):
         opened(dicom(stored[..., 0], 8, PhotometricInterpretation="PALETTE COLOR"), ".dcm")
 
 
@@ -305,7 +305,7 @@ def test_bits_become_black_and_white() -> None:
     ],
 )
 def test_what_cannot_be_kept_is_refused(array: np.ndarray, why: str) -> None:
-    with pytest.raises(Refusal, match=why):
+    with pytest.raises(UserError, match=why):
         opened(npy(array), ".npy")
 
 
@@ -328,7 +328,7 @@ FILES = {
 @pytest.mark.parametrize("damage", ["empty", "half", "text"])
 def test_damaged_files_are_refused(suffix: str, damage: str) -> None:
     data = {"empty": b"", "half": FILES[suffix][: len(FILES[suffix]) // 2], "text": b"not an image" * 10}[damage]
-    with pytest.raises(Refusal):
+    with pytest.raises(UserError):
         opened(data, suffix)
 
 
@@ -337,22 +337,22 @@ def test_bombs_are_refused_before_they_are_decoded(suffix: str, monkeypatch: pyt
     for limit in ("MAX_PIXELS", "MAX_FILE_PIXELS"):
         with monkeypatch.context() as patch:
             patch.setattr(formats, limit, 1000)
-            with pytest.raises(Refusal, match="claims"):
+            with pytest.raises(UserError, match="claims"):
                 open_frames(io.BytesIO(FILES[suffix]), suffix)
 
 
 def test_array_that_claims_to_be_huge_is_refused() -> None:
     header = npy(np.zeros((4, 4), np.uint8)).replace(b"(4, 4), }      ", b"(99999, 99999)}")
     assert b"99999" in header
-    with pytest.raises(Refusal, match="bytes are missing"):
+    with pytest.raises(UserError, match="bytes are missing"):
         open_frames(io.BytesIO(header), ".npy")
 
 
 def test_unknown_suffix_and_missing_package_name_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Refusal, match=r"\.bmp: not a known format; known are \.png"):
+    with pytest.raises(UserError, match=r"\.bmp: not a known format; known are \.png"):
         open_frames(io.BytesIO(), ".bmp")
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
-    with pytest.raises(Refusal, match=r"pip install 'n2n_dist\[science\]'"):
+    with pytest.raises(UserError, match=r"pip install 'n2n_dist\[science\]'"):
         open_frames(io.BytesIO(FILES[".dcm"]), ".dcm")
 
 

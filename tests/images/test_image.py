@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from support.images import big_png, big_tiff, random_pixels
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images import formats, image
 from n2n_dist.images.image import Image, decode, encode, find_images, read_image, write_image
 
@@ -42,7 +42,7 @@ def test_webp_is_lossless(size: tuple[int, int]) -> None:
 def test_damaged_webp_is_refused() -> None:
     data = encode(random_pixels((32, 32, 3)), ".webp")
     for damaged in (b"", data[: len(data) // 2], b"not an image"):
-        with pytest.raises(Refusal, match="damaged"):
+        with pytest.raises(UserError, match="damaged"):
             decode(damaged, ".webp")
 
 
@@ -115,7 +115,7 @@ def write_tiff(path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["palette", "cmyk", "white is zero", "two pages", "int32"])
 def test_tiff_whose_numbers_mean_something_else_is_refused(tmp_path: Path, kind: str) -> None:
     write_tiff(tmp_path / "a.tif", kind)
-    with pytest.raises(Refusal, match=r"a\.tif"):
+    with pytest.raises(UserError, match=r"a\.tif"):
         read_image(tmp_path / "a.tif")
 
 
@@ -132,7 +132,7 @@ def test_damaged_file_is_refused_by_name(tmp_path: Path, suffix: str, dtype: typ
     }
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(damaged[damage])
-    with pytest.raises(Refusal, match=f"{path}: damaged"):
+    with pytest.raises(UserError, match=f"{path}: damaged"):
         read_image(path)
 
 
@@ -141,7 +141,7 @@ def test_truncated_jpeg_and_uncompressed_tiff_are_refused(tmp_path: Path) -> Non
     tifffile.imwrite(tmp_path / "a.tif", random_pixels((64, 64), np.uint16))
     for path in (tmp_path / "a.jpg", tmp_path / "a.tif"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(Refusal, match=str(path)):
+        with pytest.raises(UserError, match=str(path)):
             read_image(path)
 
 
@@ -150,7 +150,7 @@ def test_another_format_under_the_name_of_png_or_jpeg_is_refused(tmp_path: Path,
     for suffix in (".png", ".jpg"):
         path = tmp_path / f"a{suffix}"
         PIL.Image.fromarray(random_pixels((16, 16, 3), np.uint8)).save(path, form)
-        with pytest.raises(Refusal, match=f"{path}: damaged or not an image"):
+        with pytest.raises(UserError, match=f"{path}: damaged or not an image"):
             read_image(path)
 
 
@@ -163,7 +163,7 @@ def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
 
 
 def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"none\.png: cannot be read"):
+    with pytest.raises(UserError, match=r"none\.png: cannot be read"):
         read_image(tmp_path / "none.png")
 
 
@@ -173,7 +173,7 @@ def test_file_that_claims_to_be_huge_is_refused_before_memory_is_taken(monkeypat
         (encode(random_pixels((16, 16, 3), np.uint16), ".png"), ".png"),
         (encode(random_pixels((16, 16, 3), np.uint16), ".tif"), ".tif"),
     ):
-        with pytest.raises(Refusal, match="claims"):
+        with pytest.raises(UserError, match="claims"):
             decode(data, suffix)
 
 
@@ -182,18 +182,18 @@ def test_channels_are_no_pixels_of_their_own(monkeypatch: pytest.MonkeyPatch) ->
     data = encode(random_pixels((16, 16, 3)), ".npy")
     assert image.npy_stand_in(data, len(data)).shape == (16, 16, 3)
     data = encode(random_pixels((16, 17, 3)), ".npy")
-    with pytest.raises(Refusal, match="claims 272 pixels, more than 256"):
+    with pytest.raises(UserError, match="claims 272 pixels, more than 256"):
         image.npy_stand_in(data, len(data))
 
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_png_that_claims_to_be_huge_is_refused(bits: int) -> None:
-    with pytest.raises(Refusal, match=r"3,?600,?000,?000 pixels"):
+    with pytest.raises(UserError, match=r"3,?600,?000,?000 pixels"):
         decode(big_png(60_000, bits), ".png")
 
 
 def test_tiff_that_claims_to_be_huge_is_refused() -> None:
-    with pytest.raises(Refusal, match="claims 3,600,000,000 pixels"):
+    with pytest.raises(UserError, match="claims 3,600,000,000 pixels"):
         decode(big_tiff(60_000), ".tif")
 
 
@@ -201,7 +201,7 @@ def test_tiff_that_claims_to_be_huge_is_refused() -> None:
 def test_array_that_claims_to_be_huge_is_refused(shape: tuple[int, ...]) -> None:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    with pytest.raises(Refusal, match=r"claims .* pixels"):
+    with pytest.raises(UserError, match=r"claims .* pixels"):
         decode(buffer.getvalue(), ".npy")
 
 
@@ -215,20 +215,20 @@ def test_array_that_is_not_what_its_header_says_is_refused(change: str) -> None:
     else:
         np.save(buffer, np.zeros((4, 4), np.uint8))
     data = {"more": buffer.getvalue() + b"x", "less": buffer.getvalue()[:-1]}.get(change, buffer.getvalue())
-    with pytest.raises(Refusal, match="damaged or not an image"):
+    with pytest.raises(UserError, match="damaged or not an image"):
         decode(data.replace(b"|u1", b"|O1") if change == "object" else data, ".npy")
 
 
 def test_range_and_shape_are_checked() -> None:
     pixels = np.zeros((4, 4), np.uint8)
     for black, white in ((255, None), (10, 10), (20, 10), (None, 0), (None, float("nan")), (None, float("inf"))):
-        with pytest.raises(Refusal, match="not above black level"):
+        with pytest.raises(UserError, match="not above black level"):
             Image.from_array(pixels, black, white)
     for shape in ((4, 4, 5), (0, 4), (4,), (1, 4, 4, 3)):
-        with pytest.raises(Refusal, match="shape"):
+        with pytest.raises(UserError, match="shape"):
             Image.from_array(np.zeros(shape, np.uint8))
     for dtype in (np.int32, np.float64, np.bool_):
-        with pytest.raises(Refusal, match="type"):
+        with pytest.raises(UserError, match="type"):
             Image.from_array(np.zeros((4, 4), dtype))
 
 
@@ -255,12 +255,12 @@ def test_integer_results_are_rounded_and_clipped_and_float_ones_are_not() -> Non
 
 
 def test_formats_that_would_lose_something_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="float32"):
+    with pytest.raises(UserError, match="float32"):
         encode(np.zeros((4, 4, 1), np.float32), ".png")
     for dtype, channels in ((np.uint8, 1), (np.uint8, 2), (np.uint8, 4), (np.uint16, 3), (np.float32, 3)):
-        with pytest.raises(Refusal, match=rf"WebP holds 8-bit RGB, not {np.dtype(dtype)} of {channels}.*use PNG"):
+        with pytest.raises(UserError, match=rf"WebP holds 8-bit RGB, not {np.dtype(dtype)} of {channels}.*use PNG"):
             encode(np.zeros((4, 4, channels), dtype), ".webp")
-    with pytest.raises(Refusal, match=r"\.jpg"):
+    with pytest.raises(UserError, match=r"\.jpg"):
         write_image(tmp_path / "a.jpg", np.zeros((4, 4, 1), np.uint8))
     assert not list(tmp_path.iterdir())
 
@@ -270,8 +270,8 @@ def test_images_are_found_in_a_fixed_order_without_hidden_ones(tmp_path: Path) -
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == ["a.tiff", "b/1.jpg", "b/2.PNG"]
-    with pytest.raises(Refusal, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         find_images(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Refusal, match="no image"):
+    with pytest.raises(UserError, match="no image"):
         find_images(tmp_path / "empty")

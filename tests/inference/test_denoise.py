@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 from support.images import random_pixels
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import read_frames, read_image, write_frames, write_image
 from n2n_dist.inference.denoise import denoise_files
 
@@ -57,7 +57,7 @@ def test_every_frame_of_a_stack_is_denoised(tmp_path: Path, make_weights: Callab
 
 def test_float_image_without_a_range_is_refused(tmp_path: Path, make_weights: Callable[..., Path]) -> None:
     write_image(tmp_path / "a.tif", random_pixels((9, 7, 3), np.float32))
-    with pytest.raises(Refusal, match=r"a\.tif.*--white"):
+    with pytest.raises(UserError, match=r"a\.tif.*--white"):
         run(make_weights(), tmp_path / "a.tif", tmp_path / "b.tif")
     assert not (tmp_path / "b.tif").exists()
 
@@ -87,13 +87,13 @@ def test_nothing_is_written_over(
     source = write_images("a.png", "b.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "b.png").write_text("precious")
-    with pytest.raises(Refusal, match=rf"{tmp_path / 'out' / 'b.png'}: exists already"):
+    with pytest.raises(UserError, match=rf"{tmp_path / 'out' / 'b.png'}: exists already"):
         run(make_weights(), source, tmp_path / "out")
     assert names(tmp_path / "out") == ["b.png"]
     assert (tmp_path / "out" / "b.png").read_text() == "precious"
     before = (source / "a.png").read_bytes()
     for target in (source, source / "a.png"):  # onto the input itself
-        with pytest.raises(Refusal, match="exists already"):
+        with pytest.raises(UserError, match="exists already"):
             run(make_weights(offset=0.1), source / "a.png", target)
     assert (source / "a.png").read_bytes() == before
 
@@ -103,7 +103,7 @@ def test_two_images_of_one_new_name_are_refused(
 ) -> None:
     source = write_images("a.png")
     PIL.Image.fromarray(random_pixels((16, 16, 3))).save(source / "a.jpg")
-    with pytest.raises(Refusal, match="under one name"):
+    with pytest.raises(UserError, match="under one name"):
         run(make_weights(), source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -117,7 +117,7 @@ def test_images_that_cannot_be_denoised_are_named_after_the_others_are_done(
     source = write_images("a.png", "d.png")
     write_image(source / "b.png", random_pixels((16, 16, 2)))
     (source / "c.png").write_bytes(b"damaged")
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         run(make_weights(), source, tmp_path / "out")
     said = capsys.readouterr().out.splitlines()
     assert "2 of 4 images" in str(caught.value)
@@ -129,7 +129,7 @@ def test_images_that_cannot_be_denoised_are_named_after_the_others_are_done(
 def test_missing_source_folder_or_weights_are_refused(tmp_path: Path, make_weights: Callable[..., Path]) -> None:
     (tmp_path / "empty").mkdir()
     for source, what in ((tmp_path / "none", "no such file"), (tmp_path / "empty", "no image")):
-        with pytest.raises(Refusal, match=f"{source}: {what}"):
+        with pytest.raises(UserError, match=f"{source}: {what}"):
             run(make_weights(), source, tmp_path / "out")
-    with pytest.raises(Refusal, match="no weights"):
+    with pytest.raises(UserError, match="no weights"):
         run(tmp_path / "none.safetensors", tmp_path, tmp_path / "out")

@@ -10,7 +10,7 @@ import torch
 from support.images import random_pixels
 
 from n2n_dist import rng
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import read_image, write_image
 from n2n_dist.inference import evaluate as module
 from n2n_dist.inference.evaluate import evaluate, table
@@ -117,7 +117,7 @@ def test_scores_that_are_there_already_are_kept(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "scores.csv").write_text("precious")
-    with pytest.raises(Refusal, match=rf"{tmp_path / 'out' / 'scores.csv'}: exists already.*--output"):
+    with pytest.raises(UserError, match=rf"{tmp_path / 'out' / 'scores.csv'}: exists already.*--output"):
         evaluate(make_weights(), photos, tmp_path / "out", Gaussian(sigma=25))
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["precious"]
 
@@ -133,8 +133,8 @@ def test_what_cannot_be_measured_is_refused(photos: Path, tmp_path: Path, make_w
         (make_weights(), tmp_path / "mixed", tmp_path / "out", r"grey\.png: has 1 channels.*3"),
         (make_weights(), tmp_path / "small", tmp_path / "out", r"tiny\.png: is below 32 pixels"),
     ):
-        with pytest.raises(Refusal, match=what):
+        with pytest.raises(UserError, match=what):
             evaluate(weights, images, output, Gaussian())
     assert not [path for path in tmp_path.glob("out/**/*") if path.is_file()]
-    with pytest.raises(Refusal, match=r"file: cannot be written"):
+    with pytest.raises(UserError, match=r"file: cannot be written"):
         evaluate(make_weights(), photos, tmp_path / "file", Gaussian())

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import Image
 from n2n_dist.inference.tile import HALO, denoise_image, denoise_tiled
 from n2n_dist.models.resunet import ModelSettings, ResUNet
@@ -73,8 +73,10 @@ def test_without_surroundings_tiles_would_show(trained: ResUNet, noisy: torch.Te
 def test_tiles_agree_for_a_deep_network_with_many_levels() -> None:
     """Pieces must start on the grid of the coarsest level; its divisor here is 32, half the halo."""
     torch.manual_seed(0)
-    model = ResUNet(ModelSettings(channels=1, width=8, depths=[1] * 4, stem=4), crop=32).eval().requires_grad_(False)
-    for layer in (model.exit, model.filter):
+    model = (
+        ResUNet(ModelSettings(channels=1, width=8, depths=[1] * 4, unshuffle=4), crop=32).eval().requires_grad_(False)
+    )
+    for layer in (model.head, model.local_filter):
         torch.nn.init.normal_(layer.weight, std=0.01)
     image = torch.rand(1, 401, 301, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -86,7 +88,7 @@ def test_tiles_agree_for_a_deep_network_with_many_levels() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (70, 3), (129, 128)])
 def test_any_size_is_covered(size: tuple[int, int]) -> None:
     model = ResUNet(ModelSettings(channels=2, width=8, depths=[1, 1]))
-    torch.nn.init.constant_(model.exit.bias, 0.25)
+    torch.nn.init.constant_(model.head.bias, 0.25)
     image = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(denoise_tiled(model, image, CPU, 64, 16), image - 0.25)
 
@@ -94,5 +96,5 @@ def test_any_size_is_covered(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_another_number_of_channels_is_refused(channels: int) -> None:
     image = Image.from_array(torch.zeros(8, 8, channels).numpy())
-    with pytest.raises(Refusal, match=f"{channels} channels.*3"):
+    with pytest.raises(UserError, match=f"{channels} channels.*3"):
         denoise_image(ResUNet(ModelSettings(width=8, depths=[1])), image)

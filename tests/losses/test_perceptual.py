@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 
 from n2n_dist import rng
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.losses import perceptual as module
 from n2n_dist.losses.perceptual import BUNDLED, VGGFeatures, matched_perceptual, perceptual
 from n2n_dist.metrics import ALEXNET
@@ -157,22 +157,22 @@ def test_grey_is_repeated_to_three_channels(vgg: VGGFeatures) -> None:
 
 @pytest.mark.parametrize("layers", [["relu3_4"], ["relu1_2", "conv1"], []])
 def test_unknown_layers_are_refused_by_name(layers: list[str]) -> None:
-    with pytest.raises(Refusal, match=r"loss\.layers .*relu1_1, relu1_2") as caught:
+    with pytest.raises(UserError, match=r"loss\.layers .*relu1_1, relu1_2") as caught:
         VGGFeatures(layers)
     assert str(layers) in str(caught.value)
 
 
 def test_weights_that_are_missing_or_too_short_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "vgg.safetensors"
-    with pytest.raises(Refusal, match=f"{path}.*loss.weights"):
+    with pytest.raises(UserError, match=f"{path}.*loss.weights"):
         VGGFeatures(["relu1_2"], path)
-    with pytest.raises(Refusal, match=f"{BUNDLED}.*deeper weights"):
+    with pytest.raises(UserError, match=f"{BUNDLED}.*deeper weights"):
         VGGFeatures(["relu4_1"], BUNDLED)
     few = {name: value for name, value in safetensors.torch.load_file(BUNDLED).items() if "features.0." in name}
     safetensors.torch.save_file(few, path)
     assert VGGFeatures(["relu1_1"], path)(random_image())[0].shape == (2, 64, 16, 16)
-    with pytest.raises(Refusal, match=r"loss\.weights .*alexnet.*another network than VGG-16"):
+    with pytest.raises(UserError, match=r"loss\.weights .*alexnet.*another network than VGG-16"):
         VGGFeatures(["relu1_1"], ALEXNET)
     monkeypatch.setattr(module, "BUNDLED", tmp_path / "none.safetensors")
-    with pytest.raises(Refusal, match=r"none\.safetensors.*install the package again"):
+    with pytest.raises(UserError, match=r"none\.safetensors.*install the package again"):
         VGGFeatures(["relu1_2"])

@@ -27,12 +27,12 @@ def test_values_by_hand() -> None:
     assert pixel_loss("masked_l2", prediction, target).item() == pytest.approx(5 / 4)
 
 
-@pytest.mark.parametrize(("done", "exponent"), [(0.0, 2.0), (0.25, 1.5), (0.5, 1.0), (0.95, 0.1)])
-def test_the_exponent_of_l0_falls_from_2_to_0(done: float, exponent: float) -> None:
+@pytest.mark.parametrize(("fraction", "exponent"), [(0.0, 2.0), (0.25, 1.5), (0.5, 1.0), (0.95, 0.1)])
+def test_the_exponent_of_l0_falls_from_2_to_0(fraction: float, exponent: float) -> None:
     prediction, target = torch.tensor([0.0, 0.0, 0.5]), torch.tensor([0.5, 1.0, 0.5])
     expected = (0.5**exponent + 1 + 1e-8**exponent) / 3
-    assert pixel_loss("l0", prediction, target, done=done).item() == pytest.approx(expected)
-    if done == 0:
+    assert pixel_loss("l0", prediction, target, fraction=fraction).item() == pytest.approx(expected)
+    if fraction == 0:
         torch.testing.assert_close(pixel_loss("l0", *random_pair()), pixel_loss("l2", *random_pair()))
 
 
@@ -45,24 +45,24 @@ def test_an_unknown_loss_is_an_error() -> None:
 def test_l1_learns_the_median_l2_the_mean_and_l0_the_mode(name: str, expected: float) -> None:
     targets = torch.tensor([0.0, 1.0, 1.0, 11.0])
     values = torch.arange(0, 11, 0.01)
-    losses = torch.stack([pixel_loss(name, value.expand(4), targets, done=0.95) for value in values])
+    losses = torch.stack([pixel_loss(name, value.expand(4), targets, fraction=0.95) for value in values])
     assert values[losses.argmin()].item() == pytest.approx(expected, abs=0.011)
     assert LEARNS[name] == {"l1": "median", "charbonnier": "median", "l2": "mean", "l0": "mode"}[name]
 
 
-def best_constant(name: str, noise: Noise, clean: float, level: float, done: float = 0.0) -> float:
+def best_constant(name: str, noise: Noise, clean: float, level: float, fraction: float = 0.0) -> float:
     """The constant image of least loss against noisy versions of a constant image, to 0.01."""
     key = (0, 0, "noise-target", "cpu")
     image = torch.full(SIZE, clean)
     targets = noise(image, level, rng.generator(*key))[None]
     mask = noise.kept(image, level, rng.generator(*key))[None] if isinstance(noise, Bernoulli) else None
     values = torch.arange(0, 101) / 100
-    losses = [pixel_loss(name, value.expand(targets.shape), targets, mask, done) for value in values]
+    losses = [pixel_loss(name, value.expand(targets.shape), targets, mask, fraction) for value in values]
     return values[torch.stack(losses).argmin()].item()
 
 
 @pytest.mark.parametrize(
-    ("name", "noise", "level", "done", "expected"),
+    ("name", "noise", "level", "fraction", "expected"),
     [
         ("masked_l2", Bernoulli(), 0.5, 0.0, 0.8),
         ("masked_l2", Bernoulli(), 0.05, 0.0, 0.8),
@@ -79,8 +79,10 @@ def best_constant(name: str, noise: Noise, clean: float, level: float, done: flo
     ],
     ids=str,
 )
-def test_the_constant_image_of_least_loss(name: str, noise: Noise, level: float, done: float, expected: float) -> None:
-    assert best_constant(name, noise, clean=0.8, level=level, done=done) == pytest.approx(expected, abs=0.016)
+def test_the_constant_image_of_least_loss(
+    name: str, noise: Noise, level: float, fraction: float, expected: float
+) -> None:
+    assert best_constant(name, noise, clean=0.8, level=level, fraction=fraction) == pytest.approx(expected, abs=0.016)
 
 
 def test_clipped_targets_lift_black() -> None:
@@ -152,10 +154,10 @@ def test_an_image_whose_target_lost_every_pixel_counts_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", LEARNS)
-@pytest.mark.parametrize("done", [0.0, 0.5, 0.999])
-def test_gradient_is_finite_where_prediction_and_target_agree(name: str, done: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.999])
+def test_gradient_is_finite_where_prediction_and_target_agree(name: str, fraction: float) -> None:
     prediction = torch.zeros(1, 1, 2, 2, requires_grad=True)
-    pixel_loss(name, prediction, torch.zeros(1, 1, 2, 2), done=done).backward()
+    pixel_loss(name, prediction, torch.zeros(1, 1, 2, 2), fraction=fraction).backward()
     assert prediction.grad.isfinite().all()
 
 

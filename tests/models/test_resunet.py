@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.models.blocks import SqueezeExcitation
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 
@@ -16,7 +16,7 @@ def lively(channels: int = 3, crop: int = 0, **settings: object) -> ResUNet:
     """Make a network whose last layer does something, as after training."""
     torch.manual_seed(0)
     model = ResUNet(ModelSettings(channels=channels, width=8, **{"depths": [1, 1, 1], **settings}), crop)
-    for layer in (model.exit, model.filter):
+    for layer in (model.head, model.local_filter):
         torch.nn.init.normal_(layer.weight, std=0.1)
     for module in model.modules():
         if isinstance(module, SqueezeExcitation):
@@ -36,11 +36,11 @@ def test_any_size_and_channels_and_an_untrained_network_returns_its_input(channe
     assert (changed != x).any()
 
 
-@pytest.mark.parametrize("stem", [1, 2, 4])
+@pytest.mark.parametrize("unshuffle", [1, 2, 4])
 @pytest.mark.parametrize("depths", [[1], [2, 1], [1, 1, 1, 1]])
-def test_every_shape_of_network_runs(depths: list[int], stem: int) -> None:
+def test_every_shape_of_network_runs(depths: list[int], unshuffle: int) -> None:
     x = random_images(1, 3, 33, 47)
-    model = lively(depths=depths, stem=stem)
+    model = lively(depths=depths, unshuffle=unshuffle)
     assert model(x).shape == x.shape
     assert len(model.encoder) == len(depths)
     assert [len(blocks) for blocks in model.encoder] == depths
@@ -87,28 +87,31 @@ def test_values_outside_0_and_1_pass() -> None:
     torch.testing.assert_close(shifted(x), x - 1000)
 
 
-@pytest.mark.parametrize("stem", [1, 2, 4])
-def test_pixels_are_centred_on_the_local_mean_which_enters_beside_them(stem: int) -> None:
-    model = lively(stem=stem)
+@pytest.mark.parametrize("unshuffle", [1, 2, 4])
+def test_pixels_are_centred_on_the_local_mean_which_enters_beside_them(unshuffle: int) -> None:
+    model = lively(unshuffle=unshuffle)
     seen = {}
-    for name in ("entrance", "brightness"):
+    for name in ("stem_conv", "mean_branch"):
         layer = getattr(model, name)
         layer.register_forward_pre_hook(lambda _, inputs, name=name: seen.__setitem__(name, inputs[0]))
-    x = 0.05 * random_images(2, 3, 24 * stem, 24 * stem) + torch.tensor([0.3, 0.5, 0.6]).view(1, 3, 1, 1)
+    x = 0.05 * random_images(2, 3, 24 * unshuffle, 24 * unshuffle) + torch.tensor([0.3, 0.5, 0.6]).view(1, 3, 1, 1)
     model(x)
-    assert seen["brightness"].shape == (2, 3, 24, 24)
+    assert seen["mean_branch"].shape == (2, 3, 24, 24)
     for row, column in ((0, 0), (12, 3), (23, 23)):  # 8 feature pixels to each side, of those that there are
-        rows, columns = (slice(max(0, place - 8) * stem, (place + 9) * stem) for place in (row, column))
+        rows, columns = (slice(max(0, place - 8) * unshuffle, (place + 9) * unshuffle) for place in (row, column))
         mean = x[:, :, rows, columns].mean((2, 3))
-        torch.testing.assert_close(seen["brightness"][:, :, row, column], mean)
-        pixels = x[:, :, row * stem : (row + 1) * stem, column * stem : (column + 1) * stem] - mean[..., None, None]
-        torch.testing.assert_close(seen["entrance"][:, :, row, column], pixels.reshape(2, -1))
+        torch.testing.assert_close(seen["mean_branch"][:, :, row, column], mean)
+        pixels = (
+            x[:, :, row * unshuffle : (row + 1) * unshuffle, column * unshuffle : (column + 1) * unshuffle]
+            - mean[..., None, None]
+        )
+        torch.testing.assert_close(seen["stem_conv"][:, :, row, column], pixels.reshape(2, -1))
 
 
 def test_a_bright_star_hardly_moves_the_sky_around_it() -> None:
     model = lively()
     seen = []
-    model.entrance.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.stem_conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     sky = 0.02 * random_images(1, 3, 32, 32)
     star = sky.clone()
     star[..., 16, 16] = 10_000
@@ -177,7 +180,7 @@ def test_the_same_weights_denoise_as_they_did() -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_another_number_of_channels_is_refused(channels: int) -> None:
-    with pytest.raises(Refusal, match=rf"{channels} channels.*model\.channels 3"):
+    with pytest.raises(UserError, match=rf"{channels} channels.*model\.channels 3"):
         lively()(torch.zeros(1, channels, 16, 16))
 
 
@@ -191,23 +194,23 @@ def test_another_number_of_channels_is_refused(channels: int) -> None:
         ({"depths": []}, r"model\.depths \[\]"),
         ({"depths": [1, 0]}, r"model\.depths \[1, 0\]"),
         ({"depths": [1] * 7}, r"model\.depths"),
-        ({"stem": 3}, r"model\.stem 3"),
+        ({"unshuffle": 3}, r"model\.unshuffle 3"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(values: dict, named: str) -> None:
-    with pytest.raises(Refusal, match=named):
+    with pytest.raises(UserError, match=named):
         ModelSettings(**values)
 
 
 @pytest.mark.parametrize(
-    ("crop", "stem", "depths", "divisor"),
+    ("crop", "unshuffle", "depths", "divisor"),
     [(20, 2, [1, 1, 1], 8), (33, 2, [1], 2), (8, 4, [1] * 3, 16), (40, 1, [1] * 5, 16)],
 )
 def test_crop_that_is_no_multiple_of_the_coarsest_pixel_is_refused(
-    crop: int, stem: int, depths: list[int], divisor: int
+    crop: int, unshuffle: int, depths: list[int], divisor: int
 ) -> None:
-    settings = ModelSettings(width=8, depths=depths, stem=stem)
-    with pytest.raises(Refusal, match=rf"data\.crop {crop}: must be a multiple of {divisor} .*{len(depths)} levels"):
+    settings = ModelSettings(width=8, depths=depths, unshuffle=unshuffle)
+    with pytest.raises(UserError, match=rf"data\.crop {crop}: must be a multiple of {divisor} .*{len(depths)} levels"):
         ResUNet(settings, crop)
     assert ResUNet(settings, 3 * divisor).divisor == divisor
 

@@ -4,15 +4,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import BEST, LAST, find_weights, load_model, save_model, trained_steps
 
 
 def make_model(seed: int = 0) -> ResUNet:
     torch.manual_seed(seed)
-    model = ResUNet(ModelSettings(channels=2, width=8, depths=[1, 2], stem=1), crop=24)
-    for layer in (model.exit, model.filter):
+    model = ResUNet(ModelSettings(channels=2, width=8, depths=[1, 2], unshuffle=1), crop=24)
+    for layer in (model.head, model.local_filter):
         torch.nn.init.normal_(layer.weight, std=0.1)
     return model
 
@@ -46,7 +46,7 @@ def test_weights_in_channels_last_and_an_older_file_under_the_name_are_no_obstac
 
 
 def test_a_run_folder_gives_its_best_weights_or_else_its_last(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=f"{tmp_path}: no weights"):
+    with pytest.raises(UserError, match=f"{tmp_path}: no weights"):
         find_weights(tmp_path)
     save_model(tmp_path / LAST, make_model())
     assert find_weights(tmp_path) == tmp_path / LAST
@@ -57,13 +57,13 @@ def test_a_run_folder_gives_its_best_weights_or_else_its_last(tmp_path: Path) ->
 
 def test_files_that_are_not_our_weights_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    with pytest.raises(Refusal, match=f"{path}: no weights"):
+    with pytest.raises(UserError, match=f"{path}: no weights"):
         load_model(path)
     save_model(path, make_model())
     whole, tensors = path.read_bytes(), safetensors.torch.load_file(path)
     for data in (b"", b"text", whole[: len(whole) // 2], whole[:-1]):
         path.write_bytes(data)
-        with pytest.raises(Refusal, match=f"{path}: not weights"):
+        with pytest.raises(UserError, match=f"{path}: not weights"):
             load_model(path)
     for metadata in (
         None,
@@ -73,7 +73,7 @@ def test_files_that_are_not_our_weights_are_refused_by_name(tmp_path: Path) -> N
         {"n2n_dist": f'{{"network": {NETWORK}, "model": {{"x": 1}}}}'},
     ):
         safetensors.torch.save_file(tensors, path, metadata)
-        with pytest.raises(Refusal, match=f"{path}: not weights"):
+        with pytest.raises(UserError, match=f"{path}: not weights"):
             load_model(path)
 
 
@@ -83,7 +83,7 @@ def test_weights_of_another_version_are_refused_with_what_to_do(tmp_path: Path) 
     tensors = safetensors.torch.load_file(path)
     for about in ("{}", '{"model": {"old": 1}, "crop": 24}', f'{{"network": {NETWORK - 1}}}'):
         safetensors.torch.save_file(tensors, path, {"n2n_dist": about})
-        with pytest.raises(Refusal, match=f"{path}: not the weights of this version's network; use the version"):
+        with pytest.raises(UserError, match=f"{path}: not the weights of this version's network; use the version"):
             load_model(path)
 
 
@@ -95,7 +95,7 @@ def test_tensors_that_do_not_fit_their_metadata_are_refused(tmp_path: Path) -> N
     tensors = safetensors.torch.load_file(path)
     del tensors["filter.weight"]
     safetensors.torch.save_file(tensors, path, about)
-    with pytest.raises(Refusal, match=rf"{path}: not weights .*damaged .*filter\.weight"):
+    with pytest.raises(UserError, match=rf"{path}: not weights .*damaged .*filter\.weight"):
         load_model(path)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from n2n_dist import rng
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.noise.models import (
     MODELS,
     Bernoulli,
@@ -260,7 +260,7 @@ def test_a_number_is_the_level_of_every_sample() -> None:
 )
 @pytest.mark.parametrize("noise", ADDED, ids=str)
 def test_levels_that_are_none_are_refused_by_name(noise: Noise, level: Any) -> None:
-    with pytest.raises(Refusal, match=rf"noise\.{noise.level_name} .*: must be a finite number >= .* or a range"):
+    with pytest.raises(UserError, match=rf"noise\.{noise.level_name} .*: must be a finite number >= .* or a range"):
         type(noise)(**{noise.level_name: level})
 
 
@@ -280,13 +280,13 @@ def test_levels_that_are_none_are_refused_by_name(noise: Noise, level: Any) -> N
     ],
 )
 def test_settings_out_of_range_are_refused(cls: type[Noise], values: dict, message: str) -> None:
-    with pytest.raises(Refusal, match=message):
+    with pytest.raises(UserError, match=message):
         cls(**values)
 
 
 def test_zero_is_a_sigma_but_no_number_of_photons() -> None:
     assert torch.equal(noisy(Gaussian(sigma=0), 0.5, 0, size=(1, 2, 5)), torch.full((1, 2, 5), 0.5))
-    with pytest.raises(Refusal, match=r"noise\.lam"):
+    with pytest.raises(UserError, match=r"noise\.lam"):
         Poisson(lam=0)
 
 
@@ -315,5 +315,5 @@ def test_a_name_and_a_level_make_a_model() -> None:
         ("none", None, "noise none: must be one of"),
         ("bernoulli", 1.5, r"noise.keep 1.5: must be a finite number >= 0.001 and <= 1"),
     ):
-        with pytest.raises(Refusal, match=message):
+        with pytest.raises(UserError, match=message):
             fixed(name, level)

@@ -22,8 +22,8 @@ from n2n_dist.data.dataset import Batch, CropDataset, DataSettings, RankOrder, o
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.data.prefetch import Prefetcher
-from n2n_dist.errors import Refusal
-from n2n_dist.shards.cache import TRIES, Cache, RemoteFile, Unavailable, location
+from n2n_dist.errors import UserError
+from n2n_dist.shards.cache import TRIES, Cache, RemoteFile, SourceUnavailableError, location
 from n2n_dist.shards.index import Index
 
 SHORT = 1.0
@@ -108,7 +108,9 @@ def test_a_source_that_stays_broken_is_given_up_by_name(files: Path, tmp_path: P
     cache = Cache(tmp_path / "cache", timeout=0.1)
     with serve(files, lambda name, count: fault) as server:
         file = remote(server.url, files / "0.tar", cache)
-        with pytest.raises(Unavailable, match=rf"{file.url}: cannot be fetched \(.*({cause}).*; tries: 6\); look at "):
+        with pytest.raises(
+            SourceUnavailableError, match=rf"{file.url}: cannot be fetched \(.*({cause}).*; tries: 6\); look at "
+        ):
             cache.fetch(file)
     assert server.asked["0.tar"] == TRIES
     assert kept(cache) == set()
@@ -117,18 +119,20 @@ def test_a_source_that_stays_broken_is_given_up_by_name(files: Path, tmp_path: P
 def test_what_is_not_there_is_not_asked_for_again(files: Path, cache: Cache) -> None:
     with serve(files) as server:
         gone = RemoteFile(f"{server.url}/none.tar", 5, "0" * 64, cache)
-        with pytest.raises(Unavailable, match=rf"{gone.url}: cannot be fetched \(FileNotFoundError.*tries: 1\)"):
+        with pytest.raises(
+            SourceUnavailableError, match=rf"{gone.url}: cannot be fetched \(FileNotFoundError.*tries: 1\)"
+        ):
             cache.fetch(gone)
     assert server.asked["none.tar"] == 1
-    with pytest.raises(Unavailable, match=r"cannot be fetched .*ConnectorError"):
+    with pytest.raises(SourceUnavailableError, match=r"cannot be fetched .*ConnectorError"):
         cache.fetch(gone)  # nobody listens there any more
 
 
 def test_a_protocol_that_is_unknown_or_not_installed_is_refused(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Unavailable, match=r"nonsense://a: cannot be fetched \(.*not known: nonsense"):
+    with pytest.raises(SourceUnavailableError, match=r"nonsense://a: cannot be fetched \(.*not known: nonsense"):
         cache.read("nonsense://a")
     monkeypatch.setitem(sys.modules, "aiohttp", None)
-    with pytest.raises(Unavailable, match=r'http://a/b: .*aiohttp.*pip install -e "\.\[remote\]"'):
+    with pytest.raises(SourceUnavailableError, match=r'http://a/b: .*aiohttp.*pip install -e "\.\[remote\]"'):
         cache.read("http://a/b")
 
 
@@ -137,7 +141,9 @@ def test_a_cache_that_cannot_be_written_is_named(files: Path, tmp_path: Path) ->
     cache = Cache(tmp_path / "file" / "cache")
     file = remote(f"file://{files}", files / "0.tar", cache)
     for use in (lambda: cache.fetch(file), lambda: cache.read(file.url)):
-        with pytest.raises(Unavailable, match=f"data.cache {cache.folder}: cannot be written .*choose another folder"):
+        with pytest.raises(
+            SourceUnavailableError, match=f"data.cache {cache.folder}: cannot be written .*choose another folder"
+        ):
             use()
 
 
@@ -145,7 +151,10 @@ def test_a_full_disk_is_no_fault_of_the_source(files: Path, cache: Cache, monkey
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     monkeypatch.setattr(Cache, "_make_room", lambda self, size, part: part.symlink_to("/dev/full"))
-    with serve(files) as server, pytest.raises(Unavailable, match=r"data.cache .*No space left.*data.cache_gb"):
+    with (
+        serve(files) as server,
+        pytest.raises(SourceUnavailableError, match=r"data.cache .*No space left.*data.cache_gb"),
+    ):
         cache.fetch(remote(server.url, files / "0.tar", cache))
     assert server.asked["0.tar"] == 1
 
@@ -158,7 +167,9 @@ def test_the_default_folder_is_of_this_user_and_follows_tmpdir(tmp_path: Path, m
     cache = Cache()
     monkeypatch.setattr(os, "getuid", lambda: -1)
     cache.folder = tmp_path
-    with pytest.raises(Unavailable, match=rf"data.cache {tmp_path}: cannot be written \(it belongs to somebody else\)"):
+    with pytest.raises(
+        SourceUnavailableError, match=rf"data.cache {tmp_path}: cannot be written \(it belongs to somebody else\)"
+    ):
         cache.read("memory://a")
     chosen = DataSettings(cache="here", cache_gb=0.5, timeout=3).open_cache()
     assert (chosen.folder, chosen.limit, chosen.timeout) == (Path("here"), 1 << 29, 3)
@@ -172,7 +183,9 @@ def test_past_the_limit_what_was_used_longest_ago_goes(files: Path, tmp_path: Pa
         assert kept(cache) == {f"{n}.tar" for n in left}, number
         time.sleep(0.002)
     big = RemoteFile("file:///big.tar", 3501, "0" * 64, cache)
-    with pytest.raises(Unavailable, match=r"data.cache_gb .*file:///big.tar alone takes 3,501 bytes; give more"):
+    with pytest.raises(
+        SourceUnavailableError, match=r"data.cache_gb .*file:///big.tar alone takes 3,501 bytes; give more"
+    ):
         cache.fetch(big)
     assert len(kept(cache)) == 3
 
@@ -243,7 +256,7 @@ def test_who_has_waited_for_a_failed_download_does_not_try_it_again(files: Path,
         def fetch() -> None:
             try:
                 cache.fetch(file)
-            except Unavailable as refusal:
+            except SourceUnavailableError as refusal:
                 refusals.append(str(refusal))
 
         threads = [threading.Thread(target=fetch) for _ in range(4)]
@@ -405,7 +418,9 @@ def test_crops_from_s3_are_those_of_the_folder(make_shards: Callable[..., Path],
     index = Index([f"s3://{bucket}"], Cache(tmp_path / "cache", timeout=10))
     assert index.fingerprint == Index([folder]).fingerprint
     assert_equal(batches(index, 3, workers, ahead=True), batches(Index([folder]), 3))
-    with pytest.raises(Unavailable, match=rf"s3://{bucket}/none/index.json: cannot be fetched \(FileNotFoundError"):
+    with pytest.raises(
+        SourceUnavailableError, match=rf"s3://{bucket}/none/index.json: cannot be fetched \(FileNotFoundError"
+    ):
         Index([f"s3://{bucket}/none"], index.cache)
 
 
@@ -422,7 +437,9 @@ def test_a_cache_too_small_for_what_is_in_use_at_once_is_refused(
 ) -> None:
     folder = make_shards(16, shard_samples=2)
     settings = DataSettings(f"file://{folder}", cache=str(tmp_path / "cache"), batch=4, crop=16, cache_gb=2e-5)
-    with pytest.raises(Refusal, match=r"data.cache_gb 2e-05: 4 shards are in use at once .* takes 9.69e-05; give more"):
+    with pytest.raises(
+        UserError, match=r"data.cache_gb 2e-05: 4 shards are in use at once .* takes 9.69e-05; give more"
+    ):
         open_data(settings, 0, 3, "image", range(4))
     settings.cache_gb = 5e-5
     open_data(settings, 0, 3, "image", range(1))  # a machine of several reads less
@@ -452,7 +469,7 @@ def test_an_index_from_elsewhere_names_no_file_outside(
     content["shards"][0][name] = value
     (folder / "index.json").write_text(json.dumps(content))
     for place in (folder, f"file://{folder}"):
-        with pytest.raises(Refusal, match=r"index\.json: not an index of this version"):
+        with pytest.raises(UserError, match=r"index\.json: not an index of this version"):
             Index([place], cache)
 
 
@@ -470,7 +487,7 @@ def test_a_source_that_goes_gives_zeros_and_its_message_without_waiting_for_each
     bad = [message for batch in found for message in batch.bad]
     assert bad
     for message in bad:
-        assert isinstance(message, Unavailable)
+        assert isinstance(message, SourceUnavailableError)
         assert f"{server.url}/shard-000005.tar: cannot be fetched" in str(message)
     first = next(number for number, batch in enumerate(found) if batch.bad)
     assert_equal(found[:first], batches(Index([folder]), first))

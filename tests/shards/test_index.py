@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.tars import png, write_tar
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.indexing import write_index
 
@@ -31,7 +31,7 @@ def test_fingerprint_is_that_of_the_content(make_shards: Callable[..., Path], tm
 
 
 def refuse_index(folder: Path, *words: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         Index([folder])
     for word in words:
         assert word in str(caught.value)
@@ -80,16 +80,16 @@ def test_missing_list_of_members_is_refused_at_once(make_shards: Callable[..., P
 def test_what_every_sample_must_hold(make_shards: Callable[..., Path], tmp_path: Path) -> None:
     one, grey = make_shards(2, "one"), make_shards(2, "grey", size=(20, 20, 1))
     Index([one]).require("data.shards", channels=3, captures=1)
-    with pytest.raises(Refusal, match=rf"data\.shards: {grey}.*of 1 channels.*model\.channels is 3"):
+    with pytest.raises(UserError, match=rf"data\.shards: {grey}.*of 1 channels.*model\.channels is 3"):
         Index([one, grey]).require("data.shards", 3, 1)
-    with pytest.raises(Refusal, match=rf"data\.validation: {one}.*one capture.*--captures"):
+    with pytest.raises(UserError, match=rf"data\.validation: {one}.*one capture.*--captures"):
         Index([one]).require("data.validation", 3, 2)
     write_tar(tmp_path / "s" / "a.tar", [("a.0.png", png()), ("a.1.png", png()), ("b.png", png((20, 16, 1)))])
     write_index(tmp_path / "s")
-    with pytest.raises(Refusal, match=r"1 and 3 channels"):
+    with pytest.raises(UserError, match=r"1 and 3 channels"):
         Index([tmp_path / "s"]).require("data.shards", 3, 1)
 
 
 def test_a_folder_without_tars_is_told_from_one_without_an_index(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=rf"^{tmp_path}: no \*\.tar file in it; .*build\.py"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}: no \*\.tar file in it; .*build\.py"):
         Index([tmp_path])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.images import big_png, big_tiff, random_pixels
 from support.tars import png, read_whole, write_tar
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import encode, write_image
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.indexing import verify, write_index
@@ -89,7 +89,7 @@ def test_index_of_another_program_is_not_replaced(make_shards: Callable[..., Pat
     write_index(folder)  # its own, it does
     (folder / "index.json").write_bytes(content)
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(Refusal, match=rf"{folder / 'index.json'}: not written by this package"):
+    with pytest.raises(UserError, match=rf"{folder / 'index.json'}: not written by this package"):
         write_index(folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -101,7 +101,7 @@ def test_verify_finds_one_flipped_byte(make_shards: Callable[..., Path]) -> None
     data = bytearray(tar.read_bytes())
     data[700] ^= 1
     tar.write_bytes(data)
-    with pytest.raises(Refusal, match=str(tar)):
+    with pytest.raises(UserError, match=str(tar)):
         verify(folder)
 
 
@@ -124,14 +124,14 @@ def test_damaged_tar_is_not_indexed_as_a_shorter_one(tmp_path: Path, where: str)
     write_tar(tar, [(f"{number}.png", png()) for number in range(4)])
     write_index(tmp_path / "s")
     tar.write_bytes(cut(tar.read_bytes(), where))
-    with pytest.raises(Refusal, match=f"{tar}: truncated"):
+    with pytest.raises(UserError, match=f"{tar}: truncated"):
         write_index(tmp_path / "s")
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "x/../../a.png", "./../a.png"])
 def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
     write_tar(tmp_path / "s" / "a.tar", [(name, png())])
-    with pytest.raises(Refusal, match="leads outside"):
+    with pytest.raises(UserError, match="leads outside"):
         write_index(tmp_path / "s")
 
 
@@ -142,7 +142,7 @@ def test_links_are_refused(tmp_path: Path, kind: str) -> None:
     (os.symlink if kind == "symbolic" else os.link)(tmp_path / "in" / "a.png", tmp_path / "in" / "b.png")
     (tmp_path / "s").mkdir()
     subprocess.run(["tar", "-cf", str(tmp_path / "s" / "a.tar"), "a.png", "b.png"], cwd=tmp_path / "in", check=True)
-    with pytest.raises(Refusal, match=r"b\.png.*link"):
+    with pytest.raises(UserError, match=r"b\.png.*link"):
         write_index(tmp_path / "s")
 
 
@@ -179,7 +179,7 @@ def test_samples_that_cannot_be_used_are_refused_by_name(
     tmp_path: Path, members: list[tuple[str, bytes]], what: str
 ) -> None:
     write_tar(tmp_path / "s" / "a.tar", members)
-    with pytest.raises(Refusal, match=what) as caught:
+    with pytest.raises(UserError, match=what) as caught:
         write_index(tmp_path / "s")
     assert str(tmp_path / "s" / "a.tar") in str(caught.value)
     assert not (tmp_path / "s" / "index.json").exists()
@@ -189,12 +189,12 @@ def test_array_in_fortran_order_is_refused_rather_than_scrambled(tmp_path: Path)
     buffer = io.BytesIO()
     np.save(buffer, random_pixels((20, 16)).T)
     write_tar(tmp_path / "s" / "a.tar", [("a.npy", buffer.getvalue())])
-    with pytest.raises(Refusal, match="Fortran"):
+    with pytest.raises(UserError, match="Fortran"):
         write_index(tmp_path / "s")
 
 
 def test_folder_without_tars_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=str(tmp_path)):
+    with pytest.raises(UserError, match=str(tmp_path)):
         write_index(tmp_path)
 
 
@@ -205,7 +205,7 @@ def test_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
         info = tarfile.TarInfo("b.png")
         info.type = kind
         archive.addfile(info)
-    with pytest.raises(Refusal, match=r"b\.png.*a device"):
+    with pytest.raises(UserError, match=r"b\.png.*a device"):
         write_index(tmp_path / "s")
 
 
@@ -219,7 +219,7 @@ def test_members_with_holes_are_refused_rather_than_read_shifted(tmp_path: Path,
     subprocess.run(command, cwd=tmp_path, check=True)
     if (tmp_path / "s" / "a.tar").stat().st_size > 1 << 20:
         pytest.skip("this file system keeps no holes")
-    with pytest.raises(Refusal, match=r"a\.npy.*sparse"):
+    with pytest.raises(UserError, match=r"a\.npy.*sparse"):
         write_index(tmp_path / "s")
 
 
@@ -245,7 +245,7 @@ def claims(extension: str) -> bytes:
 @pytest.mark.parametrize("extension", ["npy", "tif", "8.png", "16.png"])
 def test_decompression_bombs_are_refused_by_what_they_claim(tmp_path: Path, extension: str) -> None:
     write_tar(tmp_path / "s" / "a.tar", [(f"a.{extension.rpartition('.')[2]}", claims(extension))])
-    with pytest.raises(Refusal, match=r"sample 'a': .*1,?000,?000,?000,?000 pixels"):
+    with pytest.raises(UserError, match=r"sample 'a': .*1,?000,?000,?000,?000 pixels"):
         write_index(tmp_path / "s")
 
 
@@ -261,7 +261,7 @@ def test_flipped_bytes_are_indexed_or_refused_but_are_no_surprise(data: st.DataO
         for place in data.draw(st.lists(st.integers(0, 5000), min_size=1, max_size=4)):
             content[place] = data.draw(st.integers(0, 255))
         tar.write_bytes(content)
-        with contextlib.suppress(Refusal):
+        with contextlib.suppress(UserError):
             write_index(Path(name))
             index = Index([Path(name)])
             for number in range(len(index)):

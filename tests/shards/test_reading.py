@@ -9,7 +9,7 @@ import pytest
 from support.images import random_pixels
 from support.tars import png, read_whole, write_tar
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import encode
 from n2n_dist.shards import reading
 from n2n_dist.shards.index import Index
@@ -35,7 +35,7 @@ def test_damaged_list_of_members_is_refused_by_name(make_shards: Callable[..., P
     folder = make_shards(2)
     path = folder / "shard-000000.index.json"
     path.write_text(path.read_text().replace("255", "254") if content is None else content)
-    with pytest.raises(Refusal, match=r"shard-000000\.index\.json.*build\.py index"):
+    with pytest.raises(UserError, match=r"shard-000000\.index\.json.*build\.py index"):
         Index([folder]).sample(0)
 
 
@@ -48,7 +48,7 @@ def test_a_list_of_members_that_is_rewritten_in_place_gives_no_wrong_pixels(make
         records[0]["key"] = "shorter"
         file.seek(0)
         file.write(json.dumps(records, separators=(",", ":")))
-    with pytest.raises(Refusal, match=r"shard-000000\.index\.json.*changed in place.*build\.py index"):
+    with pytest.raises(UserError, match=r"shard-000000\.index\.json.*changed in place.*build\.py index"):
         index.sample(0)
 
 
@@ -66,7 +66,7 @@ def test_another_tar_of_the_same_size_is_refused_on_first_use(tmp_path: Path, ki
     write_tar(tar, others)
     tar.write_bytes(tar.read_bytes()[:size].ljust(size, b"\0"))
     index = Index([tmp_path / "s"])
-    with pytest.raises(Refusal, match=rf"{tar}: is not the tar that was indexed.*build\.py index"):
+    with pytest.raises(UserError, match=rf"{tar}: is not the tar that was indexed.*build\.py index"):
         index.sample(0)
 
 
@@ -77,14 +77,14 @@ def test_shards_that_were_mixed_up_are_refused(make_shards: Callable[..., Path])
     shutil.copy(first, second)
     index = Index([folder])
     index.sample(0)
-    with pytest.raises(Refusal, match=f"{second}: is not the tar"):
+    with pytest.raises(UserError, match=f"{second}: is not the tar"):
         index.sample(2)
 
 
 def test_tar_that_has_gone_since_is_refused_by_name(make_shards: Callable[..., Path]) -> None:
     index = Index([make_shards(2)])
     index.paths[0].unlink()
-    with pytest.raises(Refusal, match=str(index.paths[0])):
+    with pytest.raises(UserError, match=str(index.paths[0])):
         index.sample(0)
 
 
@@ -96,7 +96,7 @@ def test_changed_member_is_refused_by_sample(make_shards: Callable[..., Path]) -
         file.seek(sample.captures[0].offset)
         file.write(b"damage")
     read_whole(index, 0)
-    with pytest.raises(Refusal, match=f"{tar}: sample {sample.key}"):
+    with pytest.raises(UserError, match=f"{tar}: sample {sample.key}"):
         read_whole(index, 1)
 
 
@@ -115,7 +115,7 @@ def test_values_that_are_not_finite_are_refused_where_they_are_read(tmp_path: Pa
     write_index(tmp_path / "s", white=1.0)
     tar, sample = Index([tmp_path / "s"]).sample(0)
     read_pixels(tar, sample, sample.captures[0], (0, 0, 6, 8))
-    with pytest.raises(Refusal, match=f"{tar}: sample a: values that are not finite"):
+    with pytest.raises(UserError, match=f"{tar}: sample a: values that are not finite"):
         read_pixels(tar, sample, sample.captures[0], (2, 2, 6, 6))
 
 
@@ -153,7 +153,7 @@ def test_a_tar_of_another_layout_in_its_place_is_refused_while_it_is_read(
     # what was described before the change is read from the tar of then
     np.testing.assert_array_equal(reading.read_window(tar, sample, sample.captures[0], (0, 0, 8, 8)), before)
     for _ in range(2):
-        with pytest.raises(Refusal, match=f"{tar}: is not the tar that was indexed"):
+        with pytest.raises(UserError, match=f"{tar}: is not the tar that was indexed"):
             index.sample(1)
 
 
@@ -171,7 +171,7 @@ def test_a_tar_that_cannot_be_opened_for_a_moment_is_refused_and_then_read(
             raise OSError("too many open files")
 
         patch.setattr(os, "open", fail)
-        with pytest.raises(Refusal, match="too many open files"):
+        with pytest.raises(UserError, match="too many open files"):
             index.sample(0)
     read_whole(index, 0)
 

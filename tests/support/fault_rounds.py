@@ -29,7 +29,7 @@ SETTINGS = (
     f"checkpoint.every={EVERY}",
     f"validate.every={2 * EVERY}",
     "validate.images=2",
-    "validate.strips=1",
+    "validate.panels=1",
     "loss.pixel=l2",
 )
 PATIENCE = 120.0
@@ -194,7 +194,7 @@ class Round:
         every = list(range(self.world))
         return every if self.random.random() < 0.5 else [self.random.choice(every)]
 
-    def committed(self) -> list[Path]:
+    def list_checkpoints(self) -> list[Path]:
         """The checkpoints that are whole, oldest first; one that was killed before its rename has another name."""
         folder = self.run_dir / "checkpoints"
         return sorted(path.parent for end in ("", ".tmp") for path in folder.glob(f"step-????????{end}/manifest.json"))

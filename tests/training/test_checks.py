@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from n2n_dist.checkpoint.format import Progress
+from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.checkpoint.run_folder import OWNER
 from n2n_dist.data.dataset import CropDataset, RankOrder
 from n2n_dist.data.order import Order
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.shards.index import Index
 from n2n_dist.training import checks
 from n2n_dist.training.checks import check_damage, check_finite, check_machines, other_software
 from n2n_dist.training.curves import Window
 
 
-def progress(bad_samples: int = 0) -> Progress:
-    return Progress(7, 1000, None, 100, data="abc", identity={}, bad_samples=bad_samples)
+def progress(bad_samples: int = 0) -> TrainState:
+    return TrainState(7, 1000, None, 100, data="abc", identity={}, bad_samples=bad_samples)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -36,7 +36,7 @@ def test_the_first_step_that_is_not_finite_is_named_with_its_samples(
     where = progress(), window, backend, data, places
     check_finite({"train/total": 1e30, "train/pixel": 0.0}, *where)
     with pytest.raises(
-        Refusal, match=r"^step 6: train/pixel is not finite, with the samples at positions 984 to 991 \("
+        UserError, match=r"^step 6: train/pixel is not finite, with the samples at positions 984 to 991 \("
     ) as e:
         check_finite({"train/total": 1.0, "train/pixel": value}, *where)
     assert re.search(r"the largest value there is (1|0\.9\d*) times white, in .*\.tar: sample 0000", str(e.value))
@@ -45,7 +45,7 @@ def test_the_first_step_that_is_not_finite_is_named_with_its_samples(
 def test_damage_past_the_tolerated_share_is_refused() -> None:
     check_damage(progress(bad_samples=0), 0.0)
     check_damage(progress(bad_samples=100), 0.1)
-    with pytest.raises(Refusal, match=r"^data.max_bad 0.1: 101 of 1000 samples cannot be read"):
+    with pytest.raises(UserError, match=r"^data.max_bad 0.1: 101 of 1000 samples cannot be read"):
         check_damage(progress(bad_samples=101), 0.1)
 
 
@@ -66,7 +66,7 @@ def test_machines_share_a_folder_that_they_can_write(
     monkeypatch.setattr(backend, "hosts", ["here", "there"])
     monkeypatch.setattr(backend, "agree", one_rank)
     with pytest.raises(
-        Refusal, match=rf"on here: run.dir {tmp_path}: not the folder that rank 0 has; use one that all"
+        UserError, match=rf"on here: run.dir {tmp_path}: not the folder that rank 0 has; use one that all"
     ):
         check_machines(tmp_path, backend)
     (tmp_path / OWNER).touch()

@@ -92,7 +92,7 @@ def test_other_ranks_than_0_write_and_print_nothing(tmp_path: Path, capsys: pyte
     tracker = Tracker(tmp_path, 0, 10, main=False)
     tracker.scalars(1, {"curve": 1.0})
     tracker.text("name", "text")
-    tracker.strips(1, {"set": [[torch.zeros(3, 4, 4)] * 3]})
+    tracker.panels(1, {"set": [[torch.zeros(3, 4, 4)] * 3]})
     tracker.say("nothing")
     tracker.close()
     assert not list(tmp_path.iterdir())
@@ -102,7 +102,7 @@ def test_other_ranks_than_0_write_and_print_nothing(tmp_path: Path, capsys: pyte
 def test_a_strip_is_a_picture_beside_a_picture(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, 0, 10, main=True)
     noisy, denoised, reference = (torch.full((3, 6, 5), value) for value in (-0.5, 0.5, 1.5))
-    tracker.strips(3, {"set": [[noisy, denoised, reference]], "empty": []})
+    tracker.panels(3, {"set": [[noisy, denoised, reference]], "empty": []})
     tracker.close()
     with PIL.Image.open(tmp_path / "samples" / "set-00000003.png") as picture:
         pixels = np.asarray(picture)
@@ -124,19 +124,19 @@ def test_a_run_goes_on_without_curves_and_pictures_that_cannot_be_written(
     (run_dir / "samples").write_text("in the way")
     start = time.monotonic()
     for _ in range(10):
-        tracker.strips(3, {"set": [[torch.zeros(3, 6, 5)] * 3]})
+        tracker.panels(3, {"set": [[torch.zeros(3, 6, 5)] * 3]})
     assert time.monotonic() - start < 5, "each waited for the next second"
     said = [line for line in capsys.readouterr().out.splitlines() if "cannot be written" in line]
     assert [line.partition(" (")[0].removeprefix("\x1b[A") for line in said] == [
         f"{run_dir}: curves and pictures cannot be written"
     ]
     (run_dir / "samples").unlink()
-    tracker.strips(4, {"set": [[torch.zeros(3, 6, 5)] * 3]})
+    tracker.panels(4, {"set": [[torch.zeros(3, 6, 5)] * 3]})
     tracker.scalars(4, {"curve": 4.0})
     assert (run_dir / "samples" / "set-00000004.png").is_file()
     run_dir.rename(tmp_path / "elsewhere")
     for step in (5, 6):
-        tracker.strips(step, {"set": [[torch.zeros(3, 6, 5)] * 3]})
+        tracker.panels(step, {"set": [[torch.zeros(3, 6, 5)] * 3]})
     tracker.close()
     time.sleep(0.1)  # its thread has died
     assert not run_dir.exists()

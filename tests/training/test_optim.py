@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.training.optim import OptimSettings, learning_rate, make_optimizer, update_ema
 
@@ -93,5 +93,5 @@ def test_ema_of_zero_is_the_weights_themselves() -> None:
     ],
 )
 def test_values_out_of_range_are_refused(name: str, value: float) -> None:
-    with pytest.raises(Refusal, match=rf"optim\.{name} {value}: must be"):
+    with pytest.raises(UserError, match=rf"optim\.{name} {value}: must be"):
         OptimSettings(**{name: value})

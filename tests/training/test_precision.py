@@ -7,16 +7,16 @@ from support import processes
 
 from n2n_dist.devices import autocast
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.models.weights import load_model
-from n2n_dist.training.precision import TrainSettings, arrange, autocast_type, memory_format
+from n2n_dist.training.precision import TrainSettings, autocast_type, memory_format, prepare_models
 
 
 def network() -> ResUNet:
     torch.manual_seed(0)
     model = ResUNet(ModelSettings(width=8, depths=[1, 1]), crop=32)
-    torch.nn.init.normal_(model.exit.weight, std=0.1)
+    torch.nn.init.normal_(model.head.weight, std=0.1)
     return model
 
 
@@ -42,7 +42,7 @@ def test_bf16_computes_inside_and_returns_float32() -> None:
 def test_channels_last_changes_the_layout_and_nothing_else(backend: Backend) -> None:
     model, images = network(), torch.rand(2, 3, 32, 32)
     expected, names = model(images), list(model.state_dict())
-    arrange(model, None, TrainSettings(channels_last=True, compile="off"), backend)
+    prepare_models(model, None, TrainSettings(channels_last=True, compile="off"), backend)
     assert model.encoder[0][0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(model(images.contiguous(memory_format=torch.channels_last)), expected)
     assert list(model.state_dict()) == names
@@ -84,5 +84,5 @@ def test_compiled_blocks_train_the_same_network_under_the_same_names(tmp_path: P
     ],
 )
 def test_values_out_of_range_are_refused(wrong: dict) -> None:
-    with pytest.raises(Refusal, match=rf"train\.{next(iter(wrong))} .*: must be"):
+    with pytest.raises(UserError, match=rf"train\.{next(iter(wrong))} .*: must be"):
         TrainSettings(**wrong)

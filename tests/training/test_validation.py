@@ -10,7 +10,7 @@ from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
 from n2n_dist.data.dataset import DataSettings
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.errors import Refusal
+from n2n_dist.errors import UserError
 from n2n_dist.images.image import write_image
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.noise.models import Bernoulli, Gaussian, NoNoise, Poisson
@@ -30,16 +30,16 @@ def untrained() -> ResUNet:
 
 def test_numbers_are_those_of_the_noise_and_do_not_change(backend: Backend, untrained: ResUNet) -> None:
     validation = Validation(
-        {"demo": DEMO}, Gaussian(sigma=25.0), "synthetic", ValidateSettings(images=3, strips=2), 3, CPU, DataSettings()
+        {"demo": DEMO}, Gaussian(sigma=25.0), "synthetic", ValidateSettings(images=3, panels=2), 3, CPU, DataSettings()
     )
-    scores, strips = validation.run(untrained, backend)
+    scores, panels = validation.run(untrained, backend)
     assert list(scores) == ["demo/noisy_psnr", "demo/psnr", "demo/ssim", "demo/lpips"]
     assert scores["demo/noisy_psnr"] == pytest.approx(20.17, abs=0.05)  # 20 log10(255 / 25)
     assert scores["demo/psnr"] >= scores["demo/noisy_psnr"]  # the output is clipped, the input is not
     assert 0 < scores["demo/ssim"] < 1
     assert 0 < scores["demo/lpips"] < 2
-    assert [len(row) for row in strips["demo"]] == [3, 3]
-    noisy, denoised, reference = strips["demo"][0]
+    assert [len(row) for row in panels["demo"]] == [3, 3]
+    noisy, denoised, reference = panels["demo"][0]
     torch.testing.assert_close(denoised, noisy)
     assert not torch.equal(noisy, reference)
     assert (noisy - reference).std().item() == pytest.approx(25 / 255, rel=0.01)
@@ -53,8 +53,8 @@ def test_a_range_is_measured_at_its_middle_or_at_the_given_level(
     backend: Backend, untrained: ResUNet, noise: Gaussian, level: float | None, sigma: float
 ) -> None:
     settings = ValidateSettings(images=1, level=level)
-    _, strips = Validation({"demo": DEMO}, noise, "synthetic", settings, 3, CPU, DataSettings()).run(untrained, backend)
-    noisy, _, reference = strips["demo"][0]
+    _, panels = Validation({"demo": DEMO}, noise, "synthetic", settings, 3, CPU, DataSettings()).run(untrained, backend)
+    noisy, _, reference = panels["demo"][0]
     assert (noisy - reference).std().item() == pytest.approx(sigma / 255, rel=0.01)
 
 
@@ -71,8 +71,8 @@ def test_captures_without_a_reference_give_an_unbiased_estimate(
     validation = Validation(
         {"own": tmp_path / "captures"}, Gaussian(), "captures", ValidateSettings(), 3, CPU, DataSettings()
     )
-    scores, strips = validation.run(untrained, backend)
-    assert len(strips["own"]) == 2
+    scores, panels = validation.run(untrained, backend)
+    assert len(panels["own"]) == 2
     assert list(scores) == [
         f"own/{name}" for name in ("noisy_upsnr", "upsnr", "upsnr_low", "upsnr_high", "psnr_to_capture")
     ]
@@ -93,14 +93,14 @@ def test_captures_without_a_reference_give_an_unbiased_estimate(
     assert list(scores) == ["own/noisy_psnr", "own/psnr", "own/ssim", "own/lpips"]
     assert scores["own/noisy_psnr"] == pytest.approx(28.13, abs=0.2)
 
-    with pytest.raises(Refusal, match=r"data.validation single: .* has single images, nothing to compare them with"):
+    with pytest.raises(UserError, match=r"data.validation single: .* has single images, nothing to compare them with"):
         Validation({"single": make_shards(2)}, Gaussian(), "captures", ValidateSettings(), 3, CPU, DataSettings())
 
 
 def test_single_noisy_images_are_compared_with_their_reference_if_they_have_one(
     backend: Backend, untrained: ResUNet, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(Refusal, match=r"data.validation single: .* has single images, .*\(noise.sigma=25\), or set"):
+    with pytest.raises(UserError, match=r"data.validation single: .* has single images, .*\(noise.sigma=25\), or set"):
         Validation({"single": make_shards(2)}, NoNoise(), "neighbours", ValidateSettings(), 3, CPU, DataSettings())
     for name, value in (("noisy", 0.5), ("clean", 0.6)):
         write_image(tmp_path / f"scenes/0/{name}.tif", torch.full((32, 32, 3), value).numpy())
@@ -127,13 +127,13 @@ def test_a_black_tile_does_not_make_the_mean_infinite(backend: Backend, untraine
 
 
 def test_a_level_that_the_noise_cannot_have_is_refused() -> None:
-    with pytest.raises(Refusal, match=r"validate.level 25.0: must be a finite number >= 0.001 and <= 1$"):
+    with pytest.raises(UserError, match=r"validate.level 25.0: must be a finite number >= 0.001 and <= 1$"):
         Validation({"demo": DEMO}, Bernoulli(), "synthetic", ValidateSettings(level=25.0), 3, CPU, DataSettings())
 
 
 def test_shards_of_another_number_of_channels_are_refused(make_shards: Callable[..., Path]) -> None:
     grey = make_shards(2, size=(40, 36, 1))
-    with pytest.raises(Refusal, match=r"data.validation grey: .* images of 1 channels, model.channels is 3"):
+    with pytest.raises(UserError, match=r"data.validation grey: .* images of 1 channels, model.channels is 3"):
         Validation({"grey": grey}, Gaussian(), "synthetic", ValidateSettings(), 3, CPU, DataSettings())
 
 
@@ -171,15 +171,17 @@ def test_an_unreadable_sample_is_replaced_and_named_up_to_the_tolerated_share(
     assert said.startswith(f"replaced an unreadable sample of data.validation own: {index.paths[0]}: sample {first}: ")
     assert some != whole
     assert measure(0.001) == some
-    with pytest.raises(Refusal, match=r"data.max_bad 0: 1 of 5 samples of data.validation own cannot be read"):
+    with pytest.raises(UserError, match=r"data.max_bad 0: 1 of 5 samples of data.validation own cannot be read"):
         measure(0)
     damage(4)
-    with pytest.raises(Refusal, match=r"data.max_bad 0.3: 2 of 5 samples .* check the shards with: .* verify"):
+    with pytest.raises(UserError, match=r"data.max_bad 0.3: 2 of 5 samples .* check the shards with: .* verify"):
         measure(0.3)
     assert measure(0.4).keys() == whole.keys()
     for number in (0, 1, 3, 5):
         damage(number)
-    with pytest.raises(Refusal, match=rf"data.validation: no sample can be read; the first: {index.paths[0]}: sample "):
+    with pytest.raises(
+        UserError, match=rf"data.validation: no sample can be read; the first: {index.paths[0]}: sample "
+    ):
         measure(1)
 
 
@@ -231,7 +233,7 @@ def test_what_is_brighter_than_white_is_not_clipped_away(backend: Backend, tmp_p
     assert scores["own/psnr"] == pytest.approx(28.13, abs=0.2)  # 20 log10(255 / 10)
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"images": 0}, {"strips": -1}, {"level": -3.0}, {"level": 0.0}])
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"images": 0}, {"panels": -1}, {"level": -3.0}, {"level": 0.0}])
 def test_values_out_of_range_are_refused(wrong: dict) -> None:
-    with pytest.raises(Refusal, match=rf"validate\.{next(iter(wrong))} .*: must be"):
+    with pytest.raises(UserError, match=rf"validate\.{next(iter(wrong))} .*: must be"):
         ValidateSettings(**wrong)
