@@ -1,8 +1,10 @@
-"""The documents are true: their commands run, one after the other, and the messages that they explain exist.
+"""The documents are true: their commands run, one after the other, and what they name exists.
 
 Training is cut short. Commands of a cluster are run by tests/slurm; what installs or copies over the network is not.
 """
 
+import itertools
+import pydoc
 import re
 import runpy
 import shlex
@@ -17,7 +19,7 @@ import pytest
 import tifffile
 from accelerate.commands.launch import launch_command_parser
 from support import processes
-from support.documents import DOCUMENTS, SHORT, checkout, commands, messages, said
+from support.documents import DOCUMENTS, SHORT, anchors, checkout, commands, messages, said
 from support.images import random_pixels, smooth_scene
 from support.servers import s3, upload
 
@@ -28,6 +30,10 @@ from n2n_dist.images.image import write_image
 CLUSTER = ("sbatch", "squeue", "tail", "scontrol")
 NETWORK = ("pip", "aws", "diff", "pytest", "python shards/demo/rebuild.py")
 """What needs a network, or what comes from it; and this suite."""
+RUN = (("README.md", "docs/operations.md"), ("docs/shards.md",))
+"""Documents whose commands run here, one after the other in one folder."""
+ELSEWHERE = ("docs/cluster.md", "docs/noise-and-loss.md")
+"""Documents whose commands are run by tests/slurm, or are benchmarks."""
 
 
 @pytest.fixture
@@ -82,9 +88,10 @@ def follow(folder: Path, command: str, variables: dict[str, str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("document", ["README.md", "shards/README.md"])
-def test_the_commands_run(folder: Path, document: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [command for command in commands(document) if not command.startswith("python launch/bench.py")]
+@pytest.mark.parametrize("documents", RUN, ids=" ".join)
+def test_the_commands_run(folder: Path, documents: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [command for document in documents for command in commands(document)]
+    found = [command for command in found if not command.startswith("python launch/bench.py")]
     assert len(found) > 12
     with s3() if any(command.startswith("aws") for command in found) else nullcontext({}) as variables:
         for command in found:
@@ -92,7 +99,7 @@ def test_the_commands_run(folder: Path, document: str, monkeypatch: pytest.Monke
                 upload(folder / "shards", "bucket")
             follow(folder, command, variables)
     monkeypatch.chdir(folder)
-    for block in commands(document, "python"):
+    for block in (block for document in documents for block in commands(document, "python")):
         array = random_pixels((40, 36, 3))
         names = {"array": array}
         exec(block, names)
@@ -119,10 +126,47 @@ def test_the_benchmarks_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_no_command_stands_where_it_is_not_tested(document: str) -> None:
     text = (processes.ROOT / document).read_text()
+    assert not commands(document) or document in (*itertools.chain(*RUN), *ELSEWHERE)
     assert not re.findall(r"^    (?:python|accelerate|sbatch|pip) .*", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/cluster.md"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md", "shards/README.md"])
+def test_links_files_and_names_exist(document: str) -> None:
+    text = (processes.ROOT / document).read_text()
+    assert len(text.splitlines()) < 200
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+        path = (processes.ROOT / document).parent / target if target else processes.ROOT / document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(str(path.resolve().relative_to(processes.ROOT))), anchor
+    for path in re.findall(
+        r"`((?:n2n_dist|launch|configs|shards|tests|docs)/[\w./-]+\.(?:py|ya?ml|md|sbatch|sh))", text
+    ):
+        assert any((root / path).exists() for root in (processes.ROOT, processes.ROOT / "n2n_dist")), path
+    for name in re.findall(r"`(n2n_dist(?:\.\w+)+)[`(]", text):
+        assert pydoc.locate(name), name
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/settings.md"])
+def test_the_settings_exist(document: str) -> None:
+    page = (processes.ROOT / "docs/settings.md").read_text()
+    known = set(re.findall(r"`(\w+\.\w+)` \|", page)) | set(re.findall(r"\*\*(\w+\.name)\*\*", page))
+    sections = "|".join(sorted({key.partition(".")[0] for key in known}))
+    text = (processes.ROOT / document).read_text()
+    named = re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+)\b(?!/)", text)
+    assert {key for key in named if key.partition(".")[2] not in ("py", "sbatch", "safetensors", "a", "b")} <= known
+
+
+def test_the_page_of_settings_is_that_of_the_code() -> None:
+    written = runpy.run_path(str(processes.ROOT / "docs/settings.py"))["page"]()
+    assert (processes.ROOT / "docs/settings.md").read_text() == written, "run: python docs/settings.py"
+
+
+def test_every_page_is_found_from_the_readme() -> None:
+    text = (processes.ROOT / "README.md").read_text()
+    assert all(f"({document})" in text for document in DOCUMENTS if document != "README.md")
+
+
+@pytest.mark.parametrize("document", ["docs/operations.md", "docs/cluster.md"])
 def test_the_messages_that_have_a_remedy_exist(document: str) -> None:
     foreign = ("`sbatch", "`squeue", "`Requested node", "`CUDA out of memory`")
     sources, found = said(), messages(document)

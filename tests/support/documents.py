@@ -6,7 +6,7 @@ from pathlib import Path
 
 from support.processes import ROOT
 
-DOCUMENTS = ("README.md", "shards/README.md", "docs/cluster.md")
+DOCUMENTS = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 SHORT = (
     "train.steps=2",
     "model.width=8",
@@ -41,6 +41,12 @@ def messages(document: str) -> list[str]:
     """Return the messages of a document's tables of remedies."""
     tables = re.findall(r"^\| message \| remedy \|\n.*\n((?:\|.*\n)+)", (ROOT / document).read_text(), re.MULTILINE)
     return [message for table in tables for message in re.findall(r"^\| (.*?) \|", table, re.MULTILINE)]
+
+
+def anchors(document: str) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", (ROOT / document).read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def said() -> str:
