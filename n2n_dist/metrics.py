@@ -12,14 +12,13 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import lpips
 import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from n2n_dist.errors import UserError
+from n2n_dist.vision import import_torchvision
 
 ALEXNET = Path(__file__).parent / "weights" / "alexnet_features_fp16.safetensors"
 BLOCK = 8
@@ -112,7 +111,8 @@ def _variance_of_mean(values: torch.Tensor) -> torch.Tensor:
 
 def ssim(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Structural similarity, [N]: Gaussian windows of 11x11, sigma 1.5, inside the image (Wang et al. 2004)."""
-    _, values = structural_similarity_index_measure(
+    torchmetrics = import_torchvision("torchmetrics.functional.image")
+    _, values = torchmetrics.structural_similarity_index_measure(
         image, reference, data_range=1.0, reduction="none", return_full_image=True
     )
     # torchmetrics mirrors the image, and whether it counts windows over the edge depends on its version
@@ -131,7 +131,7 @@ class LPIPS(nn.Module):
         """Build the network of the `lpips` package with the bundled ImageNet backbone: nothing is downloaded.
 
         Raises:
-            UserError: the bundled weights are missing or damaged.
+            UserError: the bundled weights are missing or damaged, or torchvision does not fit torch.
 
         """
         super().__init__()
@@ -143,7 +143,7 @@ class LPIPS(nn.Module):
             ) from None
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # torchvision's own notes on arguments that lpips uses
-            self.network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+            self.network = import_torchvision("lpips").LPIPS(net="alex", pnet_rand=True, verbose=False)
         self._load_backbone(weights)
         self.requires_grad_(False).eval()
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import torchvision
 from torch import nn
 
 from n2n_dist.errors import UserError
+from n2n_dist.vision import import_torchvision
 
 LAYERS = {
     f"relu{block}_{conv}": index
@@ -38,8 +38,8 @@ class VGGFeatures(nn.Module):
                 one up to relu3_3, torchvision's own download for deeper layers.
 
         Raises:
-            UserError: an unknown layer, or weights that are missing, of another network, or do not reach the deepest
-                layer.
+            UserError: an unknown layer, weights that are missing, of another network or do not reach the deepest layer,
+                or a torchvision that does not fit torch.
 
         """
         super().__init__()
@@ -47,8 +47,9 @@ class VGGFeatures(nn.Module):
         if unknown or not layers:
             raise UserError(f"loss.layers {list(layers)}: unknown or empty; choose from {', '.join(LAYERS)}")
         self.taps = sorted(LAYERS[layer] for layer in layers)
+        models = import_torchvision("torchvision.models")
         with torch.device("meta"):  # without memory for the classifier, which is 500 MB
-            self.features = torchvision.models.vgg16(weights=None, init_weights=False).features[: self.taps[-1] + 1]
+            self.features = models.vgg16(weights=None, init_weights=False).features[: self.taps[-1] + 1]
         found = _read_weights(self.taps[-1], weights, self.features.state_dict().keys())
         try:
             self.features.load_state_dict(found, assign=True)
@@ -113,8 +114,9 @@ def _mean_distance(these: list[torch.Tensor], those: list[torch.Tensor]) -> torc
 
 def _read_weights(last: int, path: Path | None, wanted: Sequence[str]) -> dict[str, torch.Tensor]:
     if path is None and last > LAYERS["relu3_3"]:
+        models = import_torchvision("torchvision.models")
         try:
-            weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+            weights = models.VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise UserError(
                 f"loss.layers: layers deeper than relu3_3 need torchvision's VGG-16 weights, and their download "
