@@ -15,6 +15,7 @@ from n2n_dist.checkpoint.format import describe_differences
 from n2n_dist.checkpoint.manager import CheckpointSettings
 from n2n_dist.data.dataset import DataSettings
 from n2n_dist.errors import UserError, one_line, write_error_file
+from n2n_dist.files import write_text
 from n2n_dist.models.resunet import ModelSettings
 from n2n_dist.noise.models import MODELS, Noise
 from n2n_dist.objective import LossSettings, check_objective
@@ -118,7 +119,7 @@ class Config:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / "error.txt").unlink(missing_ok=True)
-            (run_dir / "config.yaml").write_text(self.to_yaml())
+            write_text(run_dir / "config.yaml", self.to_yaml())
         except OSError as error:
             raise UserError(
                 f"run.dir {run_dir}: cannot be written ({error.strerror or error}); choose another folder"

@@ -8,7 +8,6 @@ says otherwise.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from n2n_dist.audit.findings import find
 from n2n_dist.audit.page import draw, table
 from n2n_dist.audit.results import Audit, Noise, Pair
 from n2n_dist.errors import UserError
+from n2n_dist.files import write_json
 from n2n_dist.measure import noise_estimation, registration
 from n2n_dist.measure.noise_estimation import Blocks
 from n2n_dist.shards.cache import File
@@ -52,7 +52,7 @@ def report(folder: Path, output: Path, samples: int = SAMPLES) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         contents = [{k: v for k, v in asdict(one).items() if k != "pictures"} for one in audits]
-        (output / "audit.json").write_text(json.dumps(contents, indent=1) + "\n")
+        write_json(output / "audit.json", contents, indent=1)
         for number, one in enumerate(audits):
             draw(one, output / ("audit.png" if number == 0 else f"audit-{VALIDATION}.png"))
     except OSError as error:

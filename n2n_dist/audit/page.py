@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from n2n_dist.audit.findings import DIFFERENCE, HARMS, SHIFT, Finding
+from n2n_dist.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,9 +88,8 @@ def draw(audit: Audit, path: Path) -> None:
         )
         for number, panel in enumerate((_pictures, _histogram, _noise, _shifts, _brightness, _correlation)):
             panel(figure.add_subplot(grid[number // 3, number % 3]), audit)
-        temporary = path.with_name(path.name + ".tmp")
-        figure.savefig(temporary, format="png")
-    temporary.replace(path)
+        with write_atomically(path) as temporary:
+            figure.savefig(temporary, format="png")
 
 
 def _rows(audit: Audit) -> dict[str, str]:

@@ -21,9 +21,10 @@ from pathlib import Path
 from n2n_dist.building.plan import BUILDING, PLAN, Group, Options, Report, make_plan, read_plan, working_folder
 from n2n_dist.building.tiles import SourceFile, Tile, cut
 from n2n_dist.errors import UserError
+from n2n_dist.files import fsync, write_json
 from n2n_dist.rng import permutation
 from n2n_dist.shards.index import INDEX, Shard, check_tar
-from n2n_dist.shards.indexing import list_members, sync, write_json, write_list
+from n2n_dist.shards.indexing import list_members, write_list
 from n2n_dist.shards.reading import Sample
 from n2n_dist.shards.tar import TarWriter
 
@@ -121,7 +122,7 @@ def merge(destination: Path) -> Report:
             left.unlink()
         write_list(partial / folder, found)
     partial.rename(destination)
-    sync(destination.parent)
+    fsync(destination.parent)
     (destination / BUILDING / PLAN).unlink()
     shutil.rmtree(destination / BUILDING)
     return plan.report
@@ -179,8 +180,8 @@ def _finish_group(partial: Path, group: Group, written: Sequence[_ShardWriter], 
     for writer in written:
         for path in writer.path.parent.glob(f"{writer.path.stem}.*"):
             path.replace(partial / group.folder / path.name)
-    sync(partial / group.folder)
-    sync(partial)
+    fsync(partial / group.folder)
+    fsync(partial)
     write_json(_done(partial, group), {"shards": shards, **vars(report)})
 
 

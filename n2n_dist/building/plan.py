@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from n2n_dist.errors import UserError
+from n2n_dist.files import write_json
 from n2n_dist.images.image import find_images
 from n2n_dist.rng import permutation
 from n2n_dist.scenes import Frame, Grouping, Scene, find_scenes
 from n2n_dist.shards.index import INDEX, VALIDATION
-from n2n_dist.shards.indexing import write_json
 
 SHARDS = 16
 """Tars that a group fills at most, but for an image that fills more."""

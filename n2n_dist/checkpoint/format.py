@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 import warnings
@@ -31,10 +30,10 @@ from torch.futures import Future
 
 from n2n_dist.distributed.watchdog import peer_lost
 from n2n_dist.errors import UserError, one_line
+from n2n_dist.files import fsync, remove_temporaries, sha256, write_json
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import save_model
 from n2n_dist.pairs import PairSettings
-from n2n_dist.shards.indexing import sync
 
 MANIFEST = "manifest.json"
 FORMAT = 7
@@ -163,18 +162,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def commit(partial: Path, manifest: Manifest) -> None:
     """Give a folder, all of whose other files are on the disk, its manifest and its name."""
     content = asdict(manifest)
-    with (partial / MANIFEST).with_suffix(".tmp").open("w") as file:
-        versions = {"format": FORMAT, "network": NETWORK}
-        file.write(json.dumps({**versions, "sha256": _digest(content), **content}, indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    (partial / MANIFEST).with_suffix(".tmp").rename(partial / MANIFEST)  # from here on it is whole
-    sync(partial)
+    versions = {"format": FORMAT, "network": NETWORK}
+    write_json(partial / MANIFEST, {**versions, "sha256": _digest(content), **content}, indent=1)  # now it is whole
     _publish(partial)
 
 
 def recover(folder: Path) -> None:
     """Finish or remove what a run that died has left half done; for the start of a run, the only one in the folder."""
+    remove_temporaries(folder.parent)
     for partial in folder.glob("step-*.tmp"):
         if (partial / MANIFEST).is_file():
             _publish(partial)
@@ -225,12 +220,6 @@ def verify(path: Path, files: dict[str, str]) -> None:
     for name, digest in files.items():
         if sha256(path / name) != digest:
             raise ValueError(f"the bytes of {name} have changed")
-
-
-def sha256(path: Path) -> str:
-    """Return the digest of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(path: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup | None = None) -> None:
@@ -286,7 +275,7 @@ def _publish(partial: Path) -> None:
         shutil.rmtree(final.with_suffix(".old"), ignore_errors=True)
         final.rename(final.with_suffix(".old"))
     partial.rename(final)
-    sync(final.parent)
+    fsync(final.parent)
     shutil.rmtree(final.with_suffix(".old"), ignore_errors=True)
 
 

@@ -16,6 +16,7 @@ import PIL.Image
 import tifffile
 
 from n2n_dist.errors import UserError
+from n2n_dist.files import write_atomically
 from n2n_dist.images.formats import MAX_CHANNELS, MAX_PIXELS, SUFFIXES, Range, damage_refused, full_range, open_frames
 
 PERCENTILES = (0, 1, 50, 99, 100)
@@ -236,9 +237,8 @@ def write_frames(path: Path, frames: Sequence[np.ndarray]) -> None:
         raise UserError(f"{path}: {suffix} holds one frame, not {len(frames)}; use .tif or .npy")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with write_atomically(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from None
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import os
 from pathlib import Path
 
 import safetensors
@@ -14,6 +12,7 @@ import torch
 
 from n2n_dist.devices import use_gpu
 from n2n_dist.errors import UserError, one_line
+from n2n_dist.files import write_atomically
 from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 
 BEST = "best.safetensors"
@@ -30,16 +29,21 @@ def save_model(path: Path, model: ResUNet, step: int = 0) -> None:
 
     """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(path.name + ".tmp")
+    with write_atomically(path) as temporary:
+        write_tensors(temporary, tensors, {"n2n_dist": json.dumps(model.metadata() | {"step": step})})
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file of contiguous tensors, without waiting for the disk.
+
+    Raises:
+        OSError: it cannot be written.
+
+    """
     try:
-        safetensors.torch.save_file(tensors, temporary, {"n2n_dist": json.dumps(model.metadata() | {"step": step})})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(errno.EIO, getattr(error, "strerror", None) or str(error), str(path)) from None
+        safetensors.torch.save_file(tensors, path, metadata)
+    except safetensors.SafetensorError as error:  # it has no errno of its own
+        raise OSError(errno.EIO, str(error), str(path)) from None
 
 
 def trained_steps(path: Path) -> int | None:

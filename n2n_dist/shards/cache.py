@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO
 import fsspec
 from filelock import BaseFileLock, FileLock, Timeout
 
+from n2n_dist import files
 from n2n_dist.errors import UserError
 
 GIB = 1 << 30
@@ -126,8 +126,7 @@ class Cache:
             try:
                 self._transfer(url, part, size)
                 _compare(part, size, sha256)
-                with part.open("rb+") as file:
-                    os.fsync(file.fileno())
+                files.fsync(part)
                 with self._room():
                     part.replace(path)
                 return
@@ -275,10 +274,8 @@ def _options(url: str, timeout: float) -> dict[str, Any]:
 def _compare(part: Path, size: int | None, sha256: str | None) -> None:
     if size is not None and _size(part) != size:
         raise EOFError(f"{_size(part):,} bytes instead of {size:,}")
-    if sha256 is not None:
-        with part.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise EOFError("its sha256 is not that of the index")
+    if sha256 is not None and files.sha256(part) != sha256:
+        raise EOFError("its sha256 is not that of the index")
 
 
 def _size(path: Path) -> int:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import tarfile
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from n2n_dist import files
 from n2n_dist.errors import UserError
 from n2n_dist.images.image import NPY_HEADER, Image, decode, npy_stand_in
 from n2n_dist.shards.index import FORMAT, INDEX, Shard, check_tar, read_index
@@ -58,7 +56,7 @@ def index_tar(tar: Path, black: float | None = None, white: float | None = None)
     samples = list(_scan(tar, black, white))
     if not samples:
         raise UserError(f"{tar}: no sample in it; remove it or build it again")
-    return list_members(tar, samples, _sha256(tar))
+    return list_members(tar, samples, files.sha256(tar))
 
 
 def list_members(tar: Path, samples: Sequence[Sample], sha256: str) -> Shard:
@@ -71,14 +69,14 @@ def list_members(tar: Path, samples: Sequence[Sample], sha256: str) -> Shard:
 
     """
     members = tar.with_suffix(MEMBERS)
-    write_json(members, samples)
+    files.write_json(members, samples)
     return Shard(
         name=tar.name,
         samples=len(samples),
         bytes=tar.stat().st_size,
         sha256=sha256,
         index_bytes=members.stat().st_size,
-        index_sha256=_sha256(members),
+        index_sha256=files.sha256(members),
         channels=sorted({sample.shape[2] for sample in samples}),
         captures=min(len(sample.captures) for sample in samples),
         clean=all(sample.clean is not None for sample in samples),
@@ -88,7 +86,7 @@ def list_members(tar: Path, samples: Sequence[Sample], sha256: str) -> Shard:
 
 def write_list(folder: Path, shards: Sequence[Shard]) -> None:
     """Write the `index.json` of a folder."""
-    write_json(folder / INDEX, {"format": FORMAT, "shards": shards})
+    files.write_json(folder / INDEX, {"format": FORMAT, "shards": shards})
 
 
 def verify(folder: Path) -> None:
@@ -111,26 +109,8 @@ def differing(folder: Path) -> Iterator[Path]:
     """
     for shard in read_index(folder):
         check_tar(folder / shard.name, shard)
-        if _sha256(folder / shard.name) != shard.sha256:
+        if files.sha256(folder / shard.name) != shard.sha256:
             yield folder / shard.name
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is there as a whole or not at all, also after a loss of power; dataclasses as mappings."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # others may write the same
-    temporary.write_text(json.dumps(content, separators=(",", ":"), default=vars) + "\n")
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _scan(tar: Path, black: float | None, white: float | None) -> Iterator[Sample]:
@@ -209,8 +189,3 @@ def _describe(
         black=float(described[0].black),
         white=float(described[0].white),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -297,7 +297,7 @@ def counted(function):
 os.fsync = lambda descriptor: None  # a kill loses nothing that was written
 Path.replace, Path.rename = counted(Path.replace), counted(Path.rename)
 tiles.encode, tar.TarWriter.finish = counted(tiles.encode), counted(tar.TarWriter.finish)
-build.list_members, build.sync = counted(build.list_members), counted(build.sync)
+build.list_members, build.fsync = counted(build.list_members), counted(build.fsync)
 build.shutil.rmtree, Path.unlink = counted(build.shutil.rmtree), counted(Path.unlink)
 
 def killed(at, to, jobs):
