@@ -119,7 +119,7 @@ def test_a_step_that_is_saved_again_replaces_the_old_one(checkpoints: Checkpoint
     assert names(checkpoints) == ["step-00000005"]
     other = trained(30)
     checkpoints.load(path, *other, found)
-    assert torch.equal(other[0].exit.weight, trained(20)[0].exit.weight)
+    assert torch.equal(other[0].head.weight, trained(20)[0].head.weight)
 
 
 def test_an_unfinished_one_is_ignored_and_written_over(checkpoints: Checkpoints, parts: tuple) -> None:
@@ -215,12 +215,12 @@ def test_training_goes_on_while_a_thread_writes_what_was_there_at_the_save(
 ) -> None:
     parts = trained(0)
     before = {name: tensor.clone() for name, tensor in parts[0].state_dict().items()}
-    moment = parts[2].state[parts[0].exit.weight]["exp_avg"].clone()
+    moment = parts[2].state[parts[0].head.weight]["exp_avg"].clone()
     go, commit = threading.Event(), format.commit
     monkeypatch.setattr(format, "commit", lambda *a: go.wait(20) and commit(*a))
     checkpoints.save(*parts, progress(1))
     with torch.no_grad():
-        for tensor in (*parts[0].parameters(), parts[2].state[parts[0].exit.weight]["exp_avg"]):
+        for tensor in (*parts[0].parameters(), parts[2].state[parts[0].head.weight]["exp_avg"]):
             tensor.zero_()
     assert not format.list_checkpoints(checkpoints.folder)
     assert checkpoints.busy
@@ -231,7 +231,7 @@ def test_training_goes_on_while_a_thread_writes_what_was_there_at_the_save(
     checkpoints.load(*one(checkpoints), *other, progress(1))
     for name, tensor in other[0].state_dict().items():
         assert torch.equal(tensor, before[name])
-    assert torch.equal(other[2].state[other[0].exit.weight]["exp_avg"], moment)
+    assert torch.equal(other[2].state[other[0].head.weight]["exp_avg"], moment)
 
 
 def test_the_next_save_waits_and_uses_the_same_memory(
@@ -486,14 +486,14 @@ def test_a_run_may_be_killed_at_any_moment_of_a_save(
         newest.add(found.step)
         loaded = trained(9)
         again.load(path, *loaded, found)
-        assert torch.equal(loaded[0].exit.weight, by_step[found.step][0].exit.weight), moment
+        assert torch.equal(loaded[0].head.weight, by_step[found.step][0].head.weight), moment
         assert {path.suffix for path in again.folder.iterdir()} == {""}, moment
         for path in format.list_checkpoints(again.folder):
             format.verify(path, format.read_manifest(path).files)
         best = run_dir / "best.safetensors"
         assert trained_steps(best) == found.best_step, moment
         there, here = by_step[found.best_step][1], load_model(best, torch.device("cpu"))
-        assert torch.equal(here.exit.weight, there.exit.weight), moment
+        assert torch.equal(here.head.weight, there.head.weight), moment
         write(again, *by_step[5], progress(5, found.best, found.best_step))
         kept = {found.best_step, max(set(range(1, 5)) & {found.step}), 5}
         assert names(again) == [f"step-0000000{step}" for step in sorted(kept)], moment
