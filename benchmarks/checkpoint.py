@@ -1,4 +1,4 @@
-"""What checkpoints cost: how long a save holds the training, and how much slower it is while a thread writes.
+"""Cost of checkpoints: how long a save holds the training, and how much slower it is while a thread writes.
 
 Every way to run is a launch of its own, which trains on one fixed batch and prints what it measured.
 """

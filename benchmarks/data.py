@@ -84,8 +84,8 @@ def _throughput(folder: Path, rounds: int) -> None:
 
 def _loader(folder: Path) -> Way:
     index = Index([folder])
-    places = RankOrder(Order(index.sizes, 0, BATCH), 0, 0, 1, BATCH)
-    return _counted(make_loader(CropDataset(index, 0, CROP, "image"), places, workers=1, device=CPU))
+    batches = RankOrder(Order(index.sizes, 0, BATCH), 0, 0, 1, BATCH)
+    return _counted(make_loader(CropDataset(index, 0, CROP, "image"), batches, workers=1, device=CPU))
 
 
 def _webdataset(folder: Path, encoding: str) -> Way:
@@ -195,8 +195,8 @@ def _stages(folder: Path) -> None:
             times.append(_processor_time() - start)
         return statistics.median(times) / len(numbers) * 1e6
 
-    places = iter(order)
-    parts = {"order": per_crop(lambda: [next(places) for _ in cuts])}
+    batches = iter(order)
+    parts = {"order": per_crop(lambda: [next(batches) for _ in cuts])}
     parts["index"] = per_crop(lambda: [index.sample(number) for number in numbers])
     window = (3, 5, CROP, CROP)
     parts["read and decode"] = per_crop(lambda: [read_window(tar, s, s.captures[0], window) for tar, s in found])

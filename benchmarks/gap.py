@@ -1,4 +1,4 @@
-"""What noisy targets cost: Noise2Noise against Noise2Clean, trained alike but for the target.
+"""Cost of noisy targets: Noise2Noise against Noise2Clean, trained alike but for the target.
 
 Both see the same samples, crops, noise on the input and budget; only the clean run sees the clean image as target.
 """
@@ -156,15 +156,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 2.5 + 0.45 * max(len(rows), 5)), constrained_layout=True)
     names = [textwrap.fill(row.name, 30) for row in rows]
-    for place, row in enumerate(rows):
+    for number, row in enumerate(rows):
         for measured, colour, shift, label in (
             (row.noisy, "#b3402e", -0.12, "noisy targets"),
             (row.clean, "#2f5d8a", 0.12, "clean targets"),
         ):
             values = [m.psnr for m in measured]
-            left.plot(values, [place + shift] * len(values), "o", color=colour, label=label if place == 0 else None)
+            left.plot(values, [number + shift] * len(values), "o", color=colour, label=label if number == 0 else None)
         tenths = [(k + 0.5) / BINS for k in range(BINS)]
-        (line,) = right.plot(tenths, mean_bias(row.noisy), "o-", label=names[place])
+        (line,) = right.plot(tenths, mean_bias(row.noisy), "o-", label=names[number])
         right.plot(tenths, mean_bias(row.clean), "--", color=line.get_color(), linewidth=1)
     left.set(yticks=range(len(rows)), yticklabels=names, xlabel="PSNR in dB, one dot a seed")
     left.invert_yaxis()
@@ -185,9 +185,9 @@ def brightness_bias(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     clean image, even the best estimator looks biased, because it draws what is rare towards what is frequent.
     """
     flat, wanted = output.double().flatten(), clean.double().flatten()
-    places = (flat * BINS).floor().clamp(0, BINS - 1).long()
+    bins = (flat * BINS).floor().clamp(0, BINS - 1).long()
     return torch.stack(
-        [torch.bincount(places, weights, minlength=BINS) for weights in (torch.ones_like(flat), flat, wanted)]
+        [torch.bincount(bins, weights, minlength=BINS) for weights in (torch.ones_like(flat), flat, wanted)]
     )
 
 
@@ -210,7 +210,7 @@ def _measured(config: Path, settings: Sequence[str], folder: Path) -> Measured:
         command = [*launch, "launch/train.py", "--config", str(config), *settings]
         variables = {**os.environ, "OMP_NUM_THREADS": str(loaded.train.threads or torch.get_num_threads())}
         if subprocess.run(command, env=variables, check=False).returncode:
-            raise UserError(f"{folder}: this run failed; its message stands above")
+            raise UserError(f"{folder}: this run failed; its message is above")
         if trained_steps(folder / LAST) != loaded.train.steps:
             raise UserError(f"{folder}: this run was stopped; the same command continues it")
         found.write_text(json.dumps(vars(_measure(folder / LAST, loaded))))

@@ -31,8 +31,8 @@ from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.shards.index import Index
 index = Index([Path(sys.argv[1])])
-places = RankOrder(Order(index.sizes, 0, 64), 0, 0, 1, 64)
-loader = make_loader(CropDataset(index, 0, 128, "image"), places, 1, torch.device("cpu"))
+batches = RankOrder(Order(index.sizes, 0, 64), 0, 0, 1, 64)
+loader = make_loader(CropDataset(index, 0, 128, "image"), batches, 1, torch.device("cpu"))
 for _ in range(500):
     next(loader)
 processes = "self", multiprocessing.active_children()[0].pid

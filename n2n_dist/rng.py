@@ -1,6 +1,6 @@
 """Random numbers as a pure function of (seed, position, purpose).
 
-`position` is the place of a sample in the run: 0 for the first sample that the run ever saw. Because
+`position` is the number of a sample in the run: 0 for the first sample that the run ever saw. Because
 nothing else enters, crops, flips and noise are the same for any number of ranks and workers, before
 and after a resume, and a checkpoint holds no RNG state.
 """

@@ -55,12 +55,12 @@ class Frame:
     file: str
     """Path below the source."""
     number: int = 0
-    """Its place in the file."""
+    """Its number in the file."""
 
 
 @dataclass
 class Scene:
-    """What becomes one image of the shards, before it is cut into tiles."""
+    """One image of the shards, before it is cut into tiles."""
 
     name: str
     recording: str

@@ -20,7 +20,7 @@ MARKER = "PREEMPTED"
 """File in the run folder: the run was stopped by a signal, and the same command continues it."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 GRACE_SECONDS = 60
-"""What a scheduler usually leaves between its signal and the end of the process."""
+"""Seconds that a scheduler usually leaves between its signal and the end of the process."""
 ECHO_SECONDS = 1.0
 """Signals this soon after the first are the same request: Ctrl-C or a scheduler may reach the launcher and its
 processes, and the launcher passes it on to them."""
@@ -55,7 +55,7 @@ def leave_marker(run_dir: Path, line: str) -> None:
 
 def remove_marker(run_dir: Path) -> None:
     """Forget that a run was stopped."""
-    with contextlib.suppress(OSError):  # whoever writes into the folder says what is wrong with it
+    with contextlib.suppress(OSError):  # the next write into the folder reports the error
         (run_dir / MARKER).unlink(missing_ok=True)
 
 

@@ -92,4 +92,4 @@ finish() {
 }
 
 command -v accelerate >/dev/null ||
-    fail "accelerate: not found on $HOSTNAME; activate its environment in the marked place of the batch script"
+    fail "accelerate: not found on $HOSTNAME; activate its environment in the marked section of the batch script"

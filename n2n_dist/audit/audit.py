@@ -94,7 +94,7 @@ def _is_indexed(folder: Path) -> bool:
 
 
 def _describe(result: Audit, index: Index, changed: Sequence[Path]) -> np.ndarray:
-    """Fill in what the index says, and return the numbers of the samples that can be relied on."""
+    """Fill in the fields known from the index, and return the numbers of the samples whose tars are good."""
     of_shard = np.repeat(np.arange(len(index.paths)), index.sizes)
     trusted = [number for number, path in enumerate(index.paths) if path not in changed]
     numbers = np.flatnonzero(np.isin(of_shard, trusted))

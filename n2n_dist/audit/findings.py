@@ -1,4 +1,4 @@
-"""What an audit's numbers mean for training: findings, each with its severity and what to do."""
+"""Findings of an audit: its numbers judged for training, each with a severity and a remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DIFFERENCE = 1 / 255
 SHARED = 0.05
 """Share of the noise's variance. What is shared stays: with 5 % the noise falls by 13 dB at most."""
 TEXTURE = (2 / 255) ** 2
-"""Variance. The smoothest places of photographs keep about 1/255 of texture, which looks like shared noise."""
+"""Variance. The smoothest areas of photographs keep about 1/255 of texture, which looks like shared noise."""
 NEIGHBOURS = 0.05
 """Correlation of neighbouring pixels. Smaller ones leave neighbour sub-sampling as exact as `SHARED`."""
 NO_NOISE = 0.5 / 255
@@ -48,9 +48,9 @@ class Finding:
     """`harms`: training on it gives a worse network; `note`: good to know."""
     subject: str
     what: str
-    """What was measured."""
+    """Measured value, in words."""
     remedy: str
-    """What to do."""
+    """Remedy."""
 
 
 def find(audit: Audit) -> list[Finding]:
@@ -181,7 +181,7 @@ def _pattern(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             HARMS if _paired(audit) else NOTE,
             "fixed pattern",
-            f"{audit.fixed:.1%} of the variance of the noise stands at the same place in different scenes",
+            f"{audit.fixed:.1%} of the variance of the noise is the same in different scenes, pixel by pixel",
             remedy if _paired(audit) else "the sensor's pattern, or a border or mark in all images; training keeps it",
         )
     elif audit.shared is not None and audit.shared > SHARED:
@@ -194,7 +194,7 @@ def _pattern(audit: Audit) -> Iterator[Finding]:
                 f"{audit.shared:.1%} of the variance of the noise is common to the captures of a scene",
                 f"fine texture, or noise that repeats: {remedy}"
                 if unsettled
-                else "not at the same place in other scenes: most likely fine texture; if not, captures that depend on "
+                else "different in other scenes: most likely fine texture; if not, captures that depend on "
                 "each other (averages of the same frames)",
             )
 

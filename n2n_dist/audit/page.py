@@ -182,8 +182,8 @@ def _histogram(axes: Axes, audit: Audit) -> None:
     for share, x, side in ((audit.clipped_low, audit.lowest, "left"), (audit.clipped_high, audit.highest, "right")):
         if share:
             axes.axvline(x, color=RED, linewidth=1)
-            place = 0.06 if side == "left" else 0.94
-            axes.text(place, 0.95, f"{share:.2%} clipped", color=RED, ha=side, va="top", transform=axes.transAxes)
+            x = 0.06 if side == "left" else 0.94
+            axes.text(x, 0.95, f"{share:.2%} clipped", color=RED, ha=side, va="top", transform=axes.transAxes)
     return None
 
 

@@ -1,4 +1,4 @@
-"""What an audit of shards measured: the content of `audit.json`.
+"""Measurements of an audit of shards: the content of `audit.json`.
 
 Values are in units of the range, black 0 and white 1, unless a field says otherwise.
 """
@@ -16,7 +16,7 @@ from n2n_dist.measure import noise_estimation
 
 @dataclass
 class Noise:
-    """What was measured of the noise of one capture, or of one image."""
+    """Noise of one capture, or of one image."""
 
     sigma: float
     """Standard deviation averaged over the data set, in 1/255 of the range (the unit of `noise.sigma`)."""
@@ -34,7 +34,7 @@ class Noise:
 
 @dataclass
 class Pair:
-    """What differs between two captures of a scene; gain and offset map the first to the second."""
+    """Differences between two captures of a scene; gain and offset map the first to the second."""
 
     scene: str
     first: int
@@ -59,7 +59,7 @@ class Pair:
 
     @property
     def displaced(self) -> bool:
-        """Whether blocks of the two captures hold different parts of the scene, so that noise cannot be told."""
+        """Whether blocks of the two captures hold different parts of the scene, so that noise cannot be measured."""
         return self.is_beyond(1)
 
 
@@ -97,7 +97,7 @@ class Audit:
     """Of the second captures over the first, like `offset` the median over all pairs."""
     offset: float | None = None
     fixed: float | None = None
-    """Share of the noise's variance that stands at the same place in other scenes."""
+    """Fraction of the noise's variance that is the same, pixel by pixel, in other scenes."""
     fixed_error: float | None = None
     """Its standard error."""
     shared: float | None = None

@@ -1,6 +1,6 @@
 """Build shards: scenes are cut into tiles, and the tiles dealt over tars, by any number of parts and jobs.
 
-A group of scenes (see `n2n_dist.building.plan`) is the unit of work. Until all are done, they stand in
+A group of scenes (see `n2n_dist.building.plan`) is the unit of work. Until all are done, they are in
 DESTINATION.partial, and a build that was ended goes on with the groups that are missing.
 
 Jobs are threads: the libraries that decode, encode, digest and write let other threads run meanwhile.
@@ -58,7 +58,7 @@ def build(
 
     Raises:
         UserError: no image, too many unreadable scenes, or `destination` exists; an unfinished build of other files or
-            settings stands in its place.
+            settings is there.
 
     """
     partial = working_folder(destination)
@@ -154,7 +154,7 @@ def _write_group(
 ) -> tuple[list[_ShardWriter], Report]:
     """Deal the tiles of the next scenes, those of a group, over its tars."""
     total = sum(group.tiles)
-    places = permutation(total, f"tiles/{group.number}") * group.shards // total
+    shard_of_tile = permutation(total, f"tiles/{group.number}") * group.shards // total
     shards: dict[int, _ShardWriter] = {}
     report, start = Report(), 0
     for count in group.tiles:
@@ -165,12 +165,12 @@ def _write_group(
         else:
             report.scenes += 1
             report.tiles += count
-            for tile, place in zip(tiles, places[start : start + count].tolist(), strict=True):
-                if place not in shards:
-                    shards[place] = _ShardWriter(folder / f"shard-{group.first_shard + place:06d}.tar", disk)
-                shards[place].add(tile)
+            for tile, number in zip(tiles, shard_of_tile[start : start + count].tolist(), strict=True):
+                if number not in shards:
+                    shards[number] = _ShardWriter(folder / f"shard-{group.first_shard + number:06d}.tar", disk)
+                shards[number].add(tile)
         start += count
-    return [shards[place] for place in sorted(shards)], report
+    return [shards[number] for number in sorted(shards)], report
 
 
 def _finish_group(partial: Path, group: Group, written: Sequence[_ShardWriter], report: Report) -> None:

@@ -1,4 +1,4 @@
-"""What a build of shards is to do: a function of the files and settings, the same for all its parts.
+"""Plan of a build of shards: a function of the files and settings, the same for all its parts.
 
 The scenes, shuffled, are taken in groups that fill at most `SHARDS` tars, and the tiles of a group are dealt over its
 tars at random. So every image is decoded once, and a tar holds tiles of many images.
@@ -33,7 +33,7 @@ class Options:
     """How images become tiles and tiles become tars."""
 
     grouping: Grouping = field(default_factory=Grouping)
-    """What a scene is."""
+    """How files make a scene."""
     tile: int = 256
     """Largest height and width of a tile in pixels; tiles of a larger image cover it and may overlap."""
     encoding: str = "npy"
@@ -42,9 +42,9 @@ class Options:
     shard_samples: int = 512
     """Samples in one tar."""
     black: float | None = None
-    """Value that means no light; default: what the file says, or the smallest of its type."""
+    """Value that means no light; default: the value in the file, or the smallest of its type."""
     white: float | None = None
-    """Value that means full light; default: what the file says, or the largest of its type. Float images need it."""
+    """Value that means full light; default: the value in the file, or the largest of its type. Float images need it."""
     holdout: int = 0
     """Recordings kept out of training and written to DESTINATION/validation, evenly spread over the source."""
     max_bad: float = 0.05
@@ -78,7 +78,7 @@ class Group:
 
 @dataclass
 class Report:
-    """What was built."""
+    """Summary of a build."""
 
     scenes: int = 0
     tiles: int = 0
@@ -96,7 +96,7 @@ class Plan:
     allowed: int
     """Scenes that may be unreadable."""
     report: Report
-    """What was seen while planning."""
+    """Files and scenes found while planning."""
 
 
 def make_plan(source: Path, partial: Path, options: Options) -> Plan:
@@ -159,7 +159,7 @@ def read_plan(partial: Path) -> Plan:
 
 
 def working_folder(destination: Path) -> Path:
-    """Return where a build stands: under its final name only in the moment before what it needed is removed."""
+    """Return the folder of an unfinished build; its final name only while its working files are removed."""
     named = (destination / BUILDING / PLAN).is_file() and (destination / INDEX).is_file()
     return destination if named else destination.with_name(destination.name + ".partial")
 
@@ -204,9 +204,9 @@ def group_scenes(scenes: Sequence[Scene], options: Options) -> list[Group]:
     for folder in ("", VALIDATION):
         chosen = [recording for recording in recordings if (recording in held_out) == (folder == VALIDATION)]
         group, total = None, 0
-        for place in permutation(len(chosen), f"recordings/{folder}"):
+        for index in permutation(len(chosen), f"recordings/{folder}"):
             # the scenes of a recording stay together: they may be frames of one file, which is then read once
-            for number, scene in numbered[chosen[place]]:
+            for number, scene in numbered[chosen[index]]:
                 height, width = scene.size
                 tiles = len(origins(height, options.tile)) * len(origins(width, options.tile))
                 if group is None or total + tiles > SHARDS * options.shard_samples:

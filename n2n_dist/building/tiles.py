@@ -22,7 +22,7 @@ class Tile:
 
     key: str
     members: dict[str, bytes]
-    """Content by name, in the order in which they stand in a tar."""
+    """Content by name, in their order in a tar."""
     captures: list[str]
     """Names of the members that are captures, in the order of the scene."""
     clean: str | None
@@ -34,7 +34,7 @@ class Tile:
     white: float
 
     def sample(self, offsets: dict[str, int]) -> Sample:
-        """Describe the tile as it stands in a tar, where the contents of its members begin at `offsets`."""
+        """Describe the tile as a sample of a tar, in which the contents of its members begin at `offsets`."""
 
         def member(name: str) -> Member:
             return Member(name.rpartition(".")[2], offsets[name], len(self.members[name]))
@@ -91,8 +91,8 @@ def cut(files: Sequence[SourceFile], number: int, scene: Scene) -> list[Tile] | 
 def _tile(images: Sequence[Image], scene: Scene, key: str, top: int, left: int, options: Options) -> Tile:
     """Encode the window at `top`, `left` of the captures of a scene and, last, its clean reference."""
     windows = [image.pixels[top : top + options.tile, left : left + options.tile] for image in images]
-    places = [*map(str, range(len(scene.captures))), *(["clean"] if scene.clean else [])]
-    names = [f"{key}.{place}.{options.encoding}" for place in places]
+    parts = [*map(str, range(len(scene.captures))), *(["clean"] if scene.clean else [])]
+    names = [f"{key}.{part}.{options.encoding}" for part in parts]
     black, white = images[0].black, images[0].white
     about = {
         "source": scene.captures[0].file,

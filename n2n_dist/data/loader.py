@@ -24,15 +24,15 @@ IN_USE = 3
 """Micro-batches that training may hold before the workers take fresh memory."""
 
 
-def make_loader(dataset: CropDataset, places: RankOrder, workers: int, device: torch.device) -> Iterator[Batch]:
-    """Yield the micro-batches at `places`, their pixels on `device`, read ahead in `workers` processes."""
+def make_loader(dataset: CropDataset, order: RankOrder, workers: int, device: torch.device) -> Iterator[Batch]:
+    """Yield the micro-batches of `order`, their pixels on `device`, read ahead in `workers` processes."""
     ending = multiprocessing.sharedctypes.RawValue(ctypes.c_int, 0)
     multiprocessing.util.Finalize(None, setattr, (ending, "value", 1), exitpriority=0)  # before children are ended
-    buffers = Buffers(workers, PREFETCH + IN_USE, dataset.bytes(places.micro_batch)) if workers else None
+    buffers = Buffers(workers, PREFETCH + IN_USE, dataset.bytes(order.micro_batch)) if workers else None
     loader = torch.utils.data.DataLoader(
         _Sender(dataset, buffers) if buffers else dataset,
-        sampler=places,
-        batch_size=None,  # `places` are batches already
+        sampler=order,
+        batch_size=None,  # `order` gives batches already
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=functools.partial(_start_worker, ending),
@@ -73,7 +73,7 @@ class Address:
     """A buffer, and how its first bytes are read as pixels."""
 
     worker: int
-    place: int
+    number: int
     dtype: np.dtype
     shape: Sequence[int]
 
@@ -92,24 +92,24 @@ class Buffers:
         self._taken = torch.zeros(workers, count, dtype=torch.bool).share_memory_()
 
     def take(self, worker: int) -> tuple[int, np.ndarray] | None:
-        """Return a free buffer of a worker, which alone may call this, and its place; None if there is none."""
+        """Return a free buffer of a worker, which alone may call this, and its number; None if there is none."""
         taken = self._taken.numpy()[worker]
-        place = int(taken.argmin())
-        if taken[place]:
+        number = int(taken.argmin())
+        if taken[number]:
             return None
-        taken[place] = True
-        return place, self._memory.numpy()[worker, place]
+        taken[number] = True
+        return number, self._memory.numpy()[worker, number]
 
     def open(self, address: Address) -> torch.Tensor:
         """Return what a worker has written; its buffer is free again when no tensor uses it any more."""
         size = math.prod(address.shape) * address.dtype.itemsize
-        buffer = self._memory.numpy()[address.worker, address.place]
+        buffer = self._memory.numpy()[address.worker, address.number]
         pixels = buffer[:size].view(address.dtype).reshape(address.shape)
-        weakref.finalize(pixels, self._free, address.worker, address.place).atexit = False
+        weakref.finalize(pixels, self._free, address.worker, address.number).atexit = False
         return torch.from_numpy(pixels)
 
-    def _free(self, worker: int, place: int) -> None:
-        self._taken.numpy()[worker, place] = False
+    def _free(self, worker: int, number: int) -> None:
+        self._taken.numpy()[worker, number] = False
 
 
 @dataclass
@@ -135,15 +135,15 @@ class _Sender(torch.utils.data.Dataset):
         self.dataset = dataset
         self.buffers = buffers
 
-    def __getitem__(self, places: list[tuple[int, int]]) -> _Parcel:
+    def __getitem__(self, samples: list[tuple[int, int]]) -> _Parcel:
         info = torch.utils.data.get_worker_info()
         assert info is not None
         pixels: Address | torch.Tensor
         if taken := self.buffers.take(info.id):
-            place, memory = taken
-            batch = self.dataset.read(places, memory)
-            pixels = Address(info.id, place, batch.pixels.numpy().dtype, batch.pixels.shape)
+            number, memory = taken
+            batch = self.dataset.read(samples, memory)
+            pixels = Address(info.id, number, batch.pixels.numpy().dtype, batch.pixels.shape)
         else:
-            batch = self.dataset[places]
+            batch = self.dataset[samples]
             pixels = batch.pixels
         return _Parcel(batch.positions, batch.samples, pixels, batch.black, batch.white, batch.bad)

@@ -2,7 +2,7 @@
 
 One epoch is a line of samples: the shards permuted, the samples shuffled inside each shard, all concatenated.
 The line is cut into C equal spans; stream c walks through span c and gives its next B / C samples to every
-batch, so that a batch mixes C places of the line while only C shards are in use at a time. No sample repeats
+batch, so that a batch mixes C parts of the line while only C shards are in use at a time. No sample repeats
 in an epoch, and the tail that does not fill a batch is shorter than B and another one in every epoch.
 
 Randomness comes from the raw output of a counter-based bit generator (Philox, Salmon et al. 2011), which numpy
@@ -74,15 +74,15 @@ class Order:
         epoch, step = divmod(samples_seen // self.batch_size, self.batches_per_epoch)
         share = self.batch_size // self.streams
         span = self.batches_per_epoch * share
-        stream, place = np.divmod(np.arange(first, self.batch_size if last is None else last), share)
-        return self._at(epoch, stream * span + step * share + place)
+        stream, offset = np.divmod(np.arange(first, self.batch_size if last is None else last), share)
+        return self._at(epoch, stream * span + step * share + offset)
 
     def upcoming_shards(self, samples_seen: int, first: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield, for ever, the shards that places [first, stop) of the batches walk into, in the order of their use.
+        """Yield, without end, the shards that slots [first, stop) of the batches read from, in the order of their use.
 
         Args:
             samples_seen: samples that came before, a multiple of B.
-            first: of the places, such as those of one machine's ranks.
+            first: of the slots, such as those of one machine's ranks.
             stop: behind the last of them.
 
         Yields:
@@ -94,30 +94,30 @@ class Order:
         span = self.batches_per_epoch * share
         while True:
             shards, ends = self._epoch(epoch)
-            steps, places = [], []
+            steps, visited = [], []
             for stream in range(first // share, -(-stop // share)):
                 low, high = max(first - stream * share, 0), min(stop - stream * share, share)  # of a batch's share
                 line = stream * span
                 begin, end = np.searchsorted(ends, [line, line + span - 1], "right")
-                place = np.arange(begin, end + 1)
-                starts = np.maximum(ends[place] - self.sizes[shards[place]] - line, 0)
+                visit = np.arange(begin, end + 1)
+                starts = np.maximum(ends[visit] - self.sizes[shards[visit]] - line, 0)
                 step = np.maximum(-(-(starts - high + 1) // share), now)
-                # the stream may be past the shard, or step over a small one with the places that are not asked for
-                used = step * share + low < np.minimum(ends[place] - line, span)
+                # the stream may be past the shard, or step over a small one with the slots that are not asked for
+                used = step * share + low < np.minimum(ends[visit] - line, span)
                 steps.append(step[used])
-                places.append(place[used])
-            found = np.unique(np.stack([np.concatenate(steps), np.concatenate(places)], axis=1), axis=0)
-            for step, place in found.tolist():
-                yield (epoch * self.batches_per_epoch + step) * self.batch_size, int(shards[place])
+                visited.append(visit[used])
+            found = np.unique(np.stack([np.concatenate(steps), np.concatenate(visited)], axis=1), axis=0)
+            for step, visit in found.tolist():
+                yield (epoch * self.batches_per_epoch + step) * self.batch_size, int(shards[visit])
             epoch, now = epoch + 1, 0
 
     def _at(self, epoch: int, line: np.ndarray) -> np.ndarray:
-        """Return the samples at the given places of an epoch's line, which ascend."""
+        """Return the samples at the given positions of an epoch's line, which ascend."""
         shards, ends = self._epoch(epoch)
-        places = np.searchsorted(ends, line, side="right")
-        here = shards[places]
-        numbers, offsets = self._starts[here], line - (ends[places] - self.sizes[here])
-        cuts = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(line)]
+        visits = np.searchsorted(ends, line, side="right")
+        here = shards[visits]
+        numbers, offsets = self._starts[here], line - (ends[visits] - self.sizes[here])
+        cuts = [0, *(np.flatnonzero(np.diff(visits)) + 1).tolist(), len(line)]
         for start, stop in itertools.pairwise(cuts):
             numbers[start:stop] += self._inside(epoch, int(here[start]))[offsets[start:stop]]
         return numbers

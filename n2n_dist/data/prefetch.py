@@ -23,7 +23,7 @@ class Prefetcher(threading.Thread):
             index: the shards.
             order: of the run.
             samples_seen: where the run begins.
-            slots: places of every batch that ranks of this machine read.
+            slots: of every batch, those that ranks of this machine read.
 
         """
         super().__init__(daemon=True, name="prefetcher")

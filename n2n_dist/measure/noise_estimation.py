@@ -20,7 +20,7 @@ LAGS = 2
 WINDOW = 5
 """Width of the local mean that a high-pass subtracts, in pixels."""
 WHITE_SHARE = 1 - 1 / WINDOW**2
-"""What the high-pass leaves of the variance of white noise."""
+"""Fraction of the variance of white noise that passes the high-pass."""
 BINS = 20
 """Bins of brightness, each of as many blocks."""
 LEAST = 8
@@ -28,7 +28,7 @@ LEAST = 8
 SMOOTH_SHARE = 0.25
 """The smoothest share of the blocks of a bin of brightness is measured."""
 SMOOTHEST_SHARE = 0.05
-"""The same where texture cannot be told from noise."""
+"""The same where texture looks like noise."""
 SURE = 5.0
 """Standard errors by which a measurement must be above 0 to be believed."""
 EXTREMES = 5
@@ -233,8 +233,8 @@ class Extremes:
                     others = left[left != kept[-1]]
                     known.append(left.size - others.size)
                     left = others
-            union, places = np.unique(kept, return_inverse=True)
-            self._ends[end] = union[part], np.bincount(places, known).astype(np.int64)[part]
+            union, positions = np.unique(kept, return_inverse=True)
+            self._ends[end] = union[part], np.bincount(positions, known).astype(np.int64)[part]
 
     @property
     def range(self) -> tuple[float, float]:
@@ -252,9 +252,9 @@ class Extremes:
 
 
 class FixedPattern:
-    """Covariance of the noise of different scenes at the same place of the sensor.
+    """Covariance of the noise of different scenes at the same pixel of the sensor.
 
-    A pattern of the sensor stands in all of them, while their content is independent: texture adds spread, no bias.
+    A pattern of the sensor is in all of them, while their content is independent: texture adds spread, no bias.
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ def draw_strings(channels: int, height: int, width: int, coverage: float, seed: 
         height: in pixels.
         width: in pixels.
         coverage: share of the pixels to cover, below 1.
-        seed: chooses strings, places, sizes and colours.
+        seed: chooses strings, positions, sizes and colours.
 
     Returns:
         which pixels are covered, bool [1, H, W], and with what colour, float32 [C, H, W] in [0, 1], 0 elsewhere.
@@ -39,12 +39,12 @@ def draw_strings(channels: int, height: int, width: int, coverage: float, seed: 
     covered = 0
     while covered < coverage * height * width:
         text = "".join(draws.choices(CHARACTERS, k=draws.randint(1, LONGEST)))
-        place, font = (draws.randrange(width), draws.randrange(height)), _font(draws.randint(*SIZES))
-        left, top, right, bottom = pen.textbbox(place, text, font, anchor="mm")
+        position, font = (draws.randrange(width), draws.randrange(height)), _font(draws.randint(*SIZES))
+        left, top, right, bottom = pen.textbbox(position, text, font, anchor="mm")
         box = max(0, int(left) - 1), max(0, int(top) - 1), min(width, int(right) + 2), min(height, int(bottom) + 2)
         # counted in the string's box alone: a large image takes many strings
         covered -= int(np.count_nonzero(np.asarray(canvas.crop(box))))
-        pen.text(place, text, len(colours), font, anchor="mm")
+        pen.text(position, text, len(colours), font, anchor="mm")
         covered += int(np.count_nonzero(np.asarray(canvas.crop(box))))
         colours.append([draws.random() for _ in range(channels)])
     numbers = np.asarray(canvas)

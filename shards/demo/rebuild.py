@@ -4,7 +4,7 @@
 
 writes ``OUT/train`` (64 tiles) and ``OUT/validation`` (8 tiles, of photographs that ``train`` does not use).
 Every photograph comes out of a public package and is checked against its SHA-256. JPEG ones are reduced by an
-exact box average, so that the blocks of the compression are gone; all are cut into tiles of 256 x 256 pixels,
+exact box average, so that the blocks of the compression disappear; all are cut into tiles of 256 x 256 pixels,
 which ``shards/build.py`` packs as lossless WebP. The table ``PHOTOS`` below says which tiles, and under what
 licence: the tiles stay under the licence of their photograph, see NOTICE.
 
@@ -133,7 +133,7 @@ def fetch(folder: Path) -> None:
         run(
             *("apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package),
             remedy=f"run `apt-get update`, on a Debian release that has {package}",
-            cwd=downloads,  # the one place where apt-get download writes
+            cwd=downloads,  # the only folder into which apt-get download writes
         )
         (deb,) = downloads.glob(f"{package}_*.deb")
         run("dpkg-deb", "-x", str(deb), str(folder / package), remedy="install dpkg")
