@@ -23,7 +23,7 @@ from n2n_dist.errors import UserError
 from n2n_dist.images.image import write_image
 from n2n_dist.models.resunet import ModelSettings, ResUNet
 from n2n_dist.models.weights import save_model
-from n2n_dist.objective import LossSettings, losses
+from n2n_dist.objective import LossSettings, loss_terms
 from n2n_dist.pairs import Pair
 from n2n_dist.train import train
 from n2n_dist.training.optim import OptimSettings, make_optimizer
@@ -126,7 +126,7 @@ class _Bare:
 
     def step(self) -> None:
         with autocast(self.device, self.dtype):
-            parts = losses(self.network, self.features, self.loss, self.pair)
+            parts = loss_terms(self.network, self.features, self.loss, self.pair)
         parts["total"].backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import sys
+import time
+from typing import Any
 
 import torch
 
@@ -25,3 +29,41 @@ def set_threads(threads: int | None = None) -> None:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
     """Compute matrix products and convolutions in `dtype` (None: float32); sums and losses stay float32."""
     return torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
+
+
+class DeviceTimer:
+    """Seconds that a device spends in `with timer:`; a GPU records events, so that nothing waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._mark()
+
+    def __exit__(self, *error: object) -> None:
+        self._mark()
+
+    def seconds(self) -> float:
+        """Return the sum since this was last called; waits for the device."""
+        pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
+        self._marks = []
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
+        return sum(end - begin for begin, end in pairs)
+
+    def _mark(self) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak memory of this process: on the GPU where it computes there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -85,7 +85,7 @@ def check_objective(noise: Noise, pairs: PairSettings, loss: LossSettings) -> No
         raise UserError(f"loss.form averaged: needs pairs.name captures, not {pairs.name}; use matched or plain")
     if loss.form == "matched":
         if pairs.name == "neighbours" or pairs.target == "mean":
-            chosen = "source neighbours" if pairs.name == "neighbours" else "target mean"
+            chosen = "name neighbours" if pairs.name == "neighbours" else "target mean"
             raise UserError(f"loss.form matched: the noise of pairs.{chosen} is not that of noise.name; use plain")
         if isinstance(noise, NoNoise):
             raise UserError(
@@ -108,7 +108,7 @@ def images_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings) -> str
     return "capture" if isinstance(noise, NoNoise) else "image"
 
 
-def losses(
+def loss_terms(
     model: nn.Module, features: nn.Module | None, settings: LossSettings, pair: Pair, fraction: float = 0.0
 ) -> dict[str, torch.Tensor]:
     """Return every part of the loss, and their weighted sum under `total`.

@@ -11,25 +11,24 @@ from n2n_dist import signals
 from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.config import Config
 from n2n_dist.data.order import Order
+from n2n_dist.devices import peak_memory_bytes
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.estimand import expectation
 from n2n_dist.models.weights import find_weights
 from n2n_dist.shards.index import Index
-from n2n_dist.training.curves import duration, memory_bytes
-from n2n_dist.training.validation import Validation
+from n2n_dist.training.curves import duration
 
 
 def start(
     config: Config,
     backend: Backend,
-    dtype: torch.dtype | None,
     index: Index,
     order: Order,
     network: nn.Module,
 ) -> str:
     """Describe world, batch, data, network, and what is learned, with warnings where that is not the clean image."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    precision = "fp32" if dtype is None else "bf16 autocast"
+    precision = "fp32" if backend.dtype is None else "bf16 autocast"
     targets = " (clean targets)" if config.pairs.supervised else ""
     noise = "of the images, which are taken as they are" if config.noise.name == "none" else config.noise.name
     if config.pairs.name == "captures":
@@ -58,7 +57,6 @@ def start(
 def plan(
     config: Config,
     backend: Backend,
-    dtype: torch.dtype | None,
     index: Index,
     order: Order,
     network: nn.Module,
@@ -67,8 +65,8 @@ def plan(
     """Describe the run, with the memory and time of the steps that were just tried."""
     return "\n".join(
         [
-            start(config, backend, dtype, index, order, network),
-            f"memory   {memory_bytes(backend.device) / 2**30:.2f} GiB at most on rank 0",
+            start(config, backend, index, order, network),
+            f"memory   {peak_memory_bytes(backend.device) / 2**30:.2f} GiB at most on rank 0",
             f"time     {seconds_per_step:.3f} s a step, {duration(seconds_per_step * order.batches_per_epoch)} an "
             f"epoch, {duration(seconds_per_step * config.train.steps)} for {config.train.steps:,} steps without "
             "validation",
@@ -93,13 +91,13 @@ def scores(step: int, values: dict[str, float]) -> str:
     )
 
 
-def end(run_dir: Path, progress: TrainState, validation: Validation) -> str:
+def end(run_dir: Path, progress: TrainState, validated: bool) -> str:
     """Say what came out and what to do next."""
     best = f", best validation score {progress.best:.2f} dB" if progress.best is not None else ""
     return "\n".join(
         [
             f"done: {progress.step:,} steps, {progress.samples_seen:,} samples{best}",
-            f"weights: {find_weights(run_dir)}" + (f", pictures: {run_dir / 'samples'}" if validation.sets else ""),
+            f"weights: {find_weights(run_dir)}" + (f", pictures: {run_dir / 'samples'}" if validated else ""),
             f"next: python launch/denoise.py --run {run_dir} NOISY_FOLDER DENOISED_FOLDER",
         ]
     )

@@ -1,52 +1,55 @@
-"""The training run, from the configuration to the trained weights, in one function that reads top to bottom."""
+"""A training run, top to bottom: pair, losses, step, average; then what the ranks agree on.
+
+accelerate launch -m n2n_dist.train --config NAME [key=value ...]
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict
-from operator import itemgetter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from n2n_dist import report, signals
-from n2n_dist.checkpoint.format import TrainState, describe_differences
+from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.checkpoint.manager import Checkpoints
 from n2n_dist.checkpoint.run_folder import RunLock
-from n2n_dist.config import Config, RunSettings
+from n2n_dist.config import Config
 from n2n_dist.data.dataset import RankOrder, open_data
 from n2n_dist.data.loader import make_loader
+from n2n_dist.data.order import Order
 from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.devices import autocast
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.batch import plan_batch
+from n2n_dist.distributed.stopping import StopAgreement
+from n2n_dist.distributed.stragglers import Stragglers
 from n2n_dist.distributed.watchdog import Watchdog, peer_lost
-from n2n_dist.errors import UserError, write_error_file
+from n2n_dist.errors import write_error_file
 from n2n_dist.models.resunet import ResUNet
-from n2n_dist.models.weights import LAST, load_model, save_model
-from n2n_dist.objective import images_to_read, losses
+from n2n_dist.models.weights import LAST, save_model
+from n2n_dist.objective import images_to_read, loss_terms
 from n2n_dist.pairs import noisy_pair
-from n2n_dist.shards.cache import SourceUnavailableError
+from n2n_dist.shards.index import Index
+from n2n_dist.training.batches import Batches
 from n2n_dist.training.checks import check_continuation, check_damage, check_finite, check_machines
-from n2n_dist.training.curves import OwnTime, Stragglers, Tracker, Window, memory_bytes
+from n2n_dist.training.curves import Curves
+from n2n_dist.training.networks import Networks, build_networks, initialise
 from n2n_dist.training.optim import learning_rate, make_optimizer, update_ema
-from n2n_dist.training.precision import autocast_type, memory_format, prepare_models
+from n2n_dist.training.precision import autocast_type
+from n2n_dist.training.step_log import StepLog
 from n2n_dist.training.validation import Validation, selection_score
 
 DRY_RUN_STEPS = 4
-AGREE_EVERY = 20
-"""Most steps that other ranks go on after one has lost its data or got a signal."""
-AGREE_SECONDS = 2.0
-"""Seconds after which they agree where steps are slow; the slowest rank's time of a step counts."""
 
 
 def train(config: Config, dry_run: bool = False) -> None:
     """Train a denoiser, or continue the run in `run.dir`.
 
-    A signal (see `interrupt`) to any rank ends the step, or a validation, and saves; RUN/PREEMPTED then says that the
+    A signal (see `signals`) to any rank ends the step, or a validation, and saves; RUN/PREEMPTED then says that the
     same command continues the run.
 
     Args:
@@ -71,7 +74,7 @@ def train(config: Config, dry_run: bool = False) -> None:
     with contextlib.ExitStack() as at_end:
         at_end.callback(lock.release)
         try:
-            _train(config, run_dir, dry_run, lock, Watchdog(config.train.timeout, leave_error), at_end)
+            _train(config, dry_run, lock, Watchdog(config.train.timeout, leave_error), at_end)
         except Exception as error:
             lost = peer_lost(error)
             leave_error(lost or error)
@@ -80,224 +83,230 @@ def train(config: Config, dry_run: bool = False) -> None:
             raise
 
 
-def _train(
-    config: Config, run_dir: Path, dry_run: bool, lock: RunLock, watchdog: Watchdog, at_end: contextlib.ExitStack
-) -> None:
+def _train(config: Config, dry_run: bool, lock: RunLock, watchdog: Watchdog, at_end: contextlib.ExitStack) -> None:
     # processes, data and batch arithmetic: refused before anything large is allocated
     plan = plan_batch(config.data.batch, config.train.micro_batch)
-    dtype = autocast_type(config.train.precision)
-    backend = Backend(plan, config.optim.clip, dtype, config.train.threads, watchdog)
-    channels, source = config.model.channels, images_to_read(config.pairs, config.noise, config.loss)
+    backend = Backend(plan, config.optim.clip, autocast_type(config.train.precision), config.train.threads, watchdog)
+    images = images_to_read(config.pairs, config.noise, config.loss)
     index, order, dataset = backend.run_on_all_ranks(
-        lambda: open_data(config.data, config.run.seed, channels, source, backend.machine_slots)
+        lambda: open_data(config.data, config.run.seed, config.model.channels, images, backend.machine_slots)
     )
-
-    # networks, validation, optimiser
     crop = config.pairs.network_crop(config.data.crop)
-    network, ema = (ResUNet.empty(config.model, crop, backend.device) for _ in range(2))
-    ema.to(memory_format=memory_format(config.train)).eval().requires_grad_(False)
-    features = config.loss.extractor(channels)
-    features = features.to(backend.device) if features is not None else None
-    prepare_models(network, features, config.train, backend)
-    sets, pairs = config.validation_sets(), config.pairs.name
+    nets = build_networks(config.model, crop, config.loss, config.train, backend)
+    sets, channels = config.validation_sets(), config.model.channels
     validation = backend.run_on_all_ranks(
-        lambda: Validation(sets, config.noise, pairs, config.validate, channels, backend.device, config.data)
+        lambda: Validation(
+            sets, config.noise, config.pairs.name, config.validate, channels, backend.device, config.data
+        )
     )
-    optimizer = make_optimizer(network, config.optim)
-
-    # continue where the newest good checkpoint stands
-    progress = TrainState(
-        step=0, samples_seen=0, best=None, steps=config.train.steps, data=index.fingerprint, identity=config.identity()
-    )
-    checkpoints = Checkpoints(run_dir, config.checkpoint, backend, lock.lost_error)
+    optimizer = make_optimizer(nets.network, config.optim)
+    checkpoints = Checkpoints(Path(config.run.dir), config.checkpoint, backend, lock.lost_error)
     at_end.callback(checkpoints.close)
-    found = None
-    if not dry_run:
-        backend.run_on_rank0(lambda: config.check_run_dir(run_dir))
-        backend.run_on_rank0(lambda: lock.acquire(lambda line: print(line, flush=True)))
-        check_machines(run_dir, backend)
-        found = checkpoints.newest(warn=print)
-        backend.run_on_rank0(lambda: check_continuation(run_dir, found, progress))
-    if found:
-        path, progress = found
-        checkpoints.load(path, network, ema, optimizer, progress)
-    else:
-        _initialise(network, config.run)
-        ema.load_state_dict(network.state_dict())
-    example = torch.zeros(plan.micro_batch, channels, crop, crop)
-    example = example.to(backend.device, memory_format=memory_format(config.train))
-    model, stepper = backend.wrap(network, optimizer, example)
-    places = RankOrder(order, progress.samples_seen, backend.rank, backend.world_size, plan.micro_batch)
-    loader = make_loader(dataset, places, config.data.workers, backend.device)
-    prefetcher = Prefetcher(index, order, progress.samples_seen, backend.machine_slots)
-    at_end.callback(prefetcher.stopped.set)
-    if index.remote and backend.local_rank == 0 and not dry_run:
-        prefetcher.start()  # after the loader: its workers are forked, and a fork should copy no lock that is held
-    own_time, stragglers = OwnTime(backend.device), Stragglers(backend.hosts)
-    gone: list[UserError] = []
-    """Why this rank's crops are zeros; the other ranks do not know yet."""
 
-    def optimise(step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, float, list[UserError]]:
-        """Make one step: parts of the loss, gradient norm, seconds spent waiting for data, replaced samples."""
-        for group in stepper.param_groups:
-            group["lr"] = learning_rate(config.optim, step, config.train.steps)
-        parts: dict[str, torch.Tensor] = {}
-        waited, bad = 0.0, []
-        for _ in range(plan.accumulation):
-            own_time.mark()
-            start = time.perf_counter()
-            batch = next(loader)
-            waited += time.perf_counter() - start
-            bad += batch.bad
-            gone.extend(message for message in batch.bad if isinstance(message, SourceUnavailableError))
-            pair = noisy_pair(batch, config.noise, config.pairs, config.run.seed)
-            pair.inputs = pair.inputs.contiguous(memory_format=memory_format(config.train))
-            with backend.accumulate(model):
-                with autocast(backend.device, dtype):
-                    terms = losses(model, features, config.loss, pair, fraction=step / config.train.steps)
-                own_time.mark()
-                backend.backward(terms["total"])
-            for name, value in terms.items():
-                parts[name] = parts.get(name, 0) + value.detach() / plan.accumulation
-        gradient_norm = backend.step(network, stepper)
-        update_ema(ema, network, config.optim.ema, step)
-        return parts, gradient_norm, waited, bad
-
+    # start, or continue after the newest good checkpoint
+    state = TrainState.new(config.train.steps, index.fingerprint, config.identity())
+    resumed = None if dry_run else claim_and_resume(config, lock, backend, checkpoints, nets, optimizer, state)
+    if resumed is None:
+        initialise(nets, config.run.seed, config.run.init)
+    state = resumed or state
+    nets.model, optimizer = backend.wrap(nets.network, optimizer, nets.example(plan.micro_batch))
+    rank_order = RankOrder(order, state.samples_seen, backend.rank, backend.world_size, plan.micro_batch)
+    batches = Batches(make_loader(dataset, rank_order, config.data.workers, backend.device), backend.device)
     if dry_run:
-        times = [_timed(optimise, step) for step in range(DRY_RUN_STEPS)]
-        backend.all_gather_or_raise(next(iter(gone), None))
-        if backend.is_main:
-            print(report.plan(config, backend, dtype, index, order, network, seconds_per_step=min(times[1:])))
-        backend.close()
+        print_plan(config, backend, index, order, nets, optimizer, batches)
         return
+    prefetcher = Prefetcher(index, order, state.samples_seen, backend.machine_slots)
+    at_end.callback(prefetcher.stopped.set)
+    if index.remote and backend.local_rank == 0:
+        prefetcher.start()  # after the loader: its workers are forked, and a fork should copy no lock that is held
+    curves = open_curves(config, backend, index, order, nets, state, resumed is not None)
+    stop = StopAgreement(backend)
+    stop.ask(state.step)
+    if state.owes_validation and not stop.requested:
+        validate(config, validation, nets, backend, checkpoints, curves, state)
+        if not state.owes_validation:
+            checkpoints.save(nets.network, nets.ema, optimizer, state)
+        stop.ask(state.step)
+    log, stragglers = StepLog(backend, order.batches_per_epoch), Stragglers(backend.hosts)
 
-    backend.run_on_rank0(lambda: config.write(run_dir))
-    tracker = Tracker(run_dir, progress.step, config.train.steps, backend.is_main)
-    tracker.text("configuration", config.to_yaml())
-    tracker.say(report.start(config, backend, dtype, index, order, network))
-    if found:
-        tracker.say(report.continuing(progress, config.train.steps))
-        progress.steps = config.train.steps
-
-    def validate() -> bool:
-        """Measure the moving average and show the result; return whether a signal cut it short, and nothing counts."""
-        checkpoints.wait()  # what is best depends on what could be saved
-        measured = validation.run(ema, backend)
-        if measured is None:
-            return True
-        scores, panels = measured
-        curves = {f"validation/{name.removeprefix('validation/')}": value for name, value in scores.items()}
-        tracker.scalars(progress.step, curves)
-        tracker.settings(config.identity(), [name for name in curves if "noisy" not in name])
-        tracker.panels(progress.step, panels)
-        tracker.say(report.scores(progress.step, scores))
-        score = selection_score(scores)
-        if progress.best is None or score > progress.best:
-            progress.best, progress.best_step = score, progress.step
-        return False
-
-    stopping = any(backend.all_gather_or_raise(None, signals.received()))
-    progress.owes_validation = progress.owes_validation and bool(validation.sets)
-    if progress.owes_validation and not stopping:
-        progress.owes_validation = validate()
-        if not progress.owes_validation:
-            checkpoints.save(network, ema, stepper, progress)
-        stopping = any(backend.all_gather_or_raise(None, signals.received()))
-    saved_at = time.monotonic()
-    agree_at, pace = progress.step + 1, math.inf  # the first step may take long, so the others are not left alone
-    window = Window()
-
-    for step in range(progress.step, config.train.steps):
-        if stopping:
+    for step in range(state.step, config.train.steps):
+        if stop.requested:
             break
-        parts, gradient_norm, waited, bad = optimise(step)
-        progress.step, progress.samples_seen = step + 1, progress.samples_seen + plan.batch
-        window.add(parts, gradient_norm, waited, len(bad))
-        tracker.bar.update()
-        prefetcher.reached = progress.samples_seen
-        for message in bad if not gone else []:
-            print(f"replaced an unreadable sample: {message}", flush=True)
-
-        last = progress.step == config.train.steps
-        validating = bool(validation.sets) and (last or progress.step % config.validate.every == 0)
-        saving = last or validating or progress.step % config.checkpoint.every == 0
-        logging = saving or progress.step % config.train.log_every == 0
-        if logging or progress.step >= agree_at:  # before anything is logged or saved
-            refusal = next(iter(gone), None) or lock.lost_error()
-            requests, paces = zip(*backend.all_gather_or_raise(refusal, (signals.received(), pace)), strict=True)
-            stopping = any(requests)
-            agree_at = progress.step + max(1, min(AGREE_EVERY, int(AGREE_SECONDS / max(paces))))
-            pace = window.seconds() / window.steps  # now that this rank has waited for its device
-        if logging or stopping:
-            # one vector holds all that the ranks must agree on, rank 0's clock too
-            means = window.means()
-            minutes = (time.monotonic() - saved_at) / 60 if backend.is_main else 0.0
-            measured = torch.tensor([window.waited / window.seconds(), window.bad_samples, minutes]).double()
-            own_times = torch.zeros(backend.world_size).double()
-            own_times[backend.rank] = own_time.seconds()
-            summed, own_times = backend.sum(torch.cat([means, measured, own_times])).split(
-                [len(means) + len(measured), backend.world_size]
-            )
-            *sums, waiting, bad_samples, minutes = summed.tolist()
-            saving = saving or stopping or minutes > config.checkpoint.minutes
-            progress.bad_samples += int(bad_samples)
-            logged = {f"train/{name}": value / backend.world_size for name, value in zip(parts, sums, strict=True)}
-            logged["train/gradient_norm"] = window.gradient_norm()
-            logged["train/learning_rate"] = learning_rate(config.optim, step, config.train.steps)
-            logged["speed/images_per_second"] = window.steps * plan.batch / window.seconds()
-            logged["speed/minutes_per_epoch"] = window.seconds() / window.steps * order.batches_per_epoch / 60
-            logged["speed/waiting_for_data"] = waiting / backend.world_size
-            logged["memory/peak_gib"] = memory_bytes(backend.device) / 2**30
-            if backend.world_size > 1:
-                logged["speed/slowest_rank"] = (own_times.max() / own_times.median()).item()
-                for warning in stragglers.add(own_times.tolist()):
-                    tracker.say(warning)
-            tracker.point(progress.step, logged)
-            check_finite(logged, progress, window, backend, dataset, places)
-            check_damage(progress, config.data.max_bad)
-
-            if validating:
-                progress.owes_validation = stopping or validate()
-            if saving:
-                checkpoints.save(network, ema, stepper, progress)
-                saved_at = time.monotonic()
-                stopping = any(
-                    backend.all_gather_or_raise(None, signals.received())
-                )  # a signal meanwhile needs no other save
-            window = Window()
+        losses, gradient_norm = train_step(nets, optimizer, batches, config, step, backend)
+        state.advance(plan.batch)
+        log.add(losses, gradient_norm, batches.since_last_step())
+        curves.bar.update()
+        prefetcher.reached = state.samples_seen
+        due = due_after(state.step, config)
+        if due.log or stop.is_due(state.step):  # before anything is logged or saved
+            stop.ask(state.step, log.seconds_per_step, batches.source_error or lock.lost_error())
+        if not (due.log or stop.requested):
+            continue
+        point = log.reduce(learning_rate(config.optim, step, config.train.steps), checkpoints.minutes_since_save)
+        state.bad_samples += point.bad_samples
+        curves.point(state.step, point.curves)
+        for warning in stragglers.add(point.own_seconds):
+            curves.say(warning)
+        check_finite(point.curves, state, log, backend, dataset, rank_order)
+        check_damage(state, config.data.max_bad)
+        state.owes_validation = due.validate
+        if due.validate and not stop.requested:
+            validate(config, validation, nets, backend, checkpoints, curves, state)
+        if due.save or stop.requested or point.minutes_since_save > config.checkpoint.minutes:
+            checkpoints.save(nets.network, nets.ema, optimizer, state)
+            stop.ask(state.step)  # a signal meanwhile needs no other save
+        log.restart()
 
     checkpoints.finish()
-    stopped = stopping and (progress.step < config.train.steps or progress.owes_validation)
-    if not stopped:
-        backend.run_on_rank0(lambda: save_model(run_dir / LAST, ema, progress.step))
-    tracker.close()
-    if stopped:
-        first = max(filter(None, backend.all_gather_or_raise(None, signals.received())), key=itemgetter(1))
-        text = report.stopped(progress, first)
-        backend.run_on_rank0(lambda: signals.leave_marker(run_dir, text))
+    finish(config, nets.ema, backend, state, stop, curves)
+
+
+def train_step(
+    nets: Networks, optimizer: Any, batches: Batches, config: Config, step: int, backend: Backend
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Make optimiser step `step`, counted from 0.
+
+    Returns:
+        Each term of the loss, the mean over this rank's crops, and the global gradient norm before clipping.
+
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config.optim, step, config.train.steps)
+    means: dict[str, torch.Tensor] = {}
+    for _ in range(backend.plan.accumulation):
+        with batches.timer:
+            pair = noisy_pair(next(batches), config.noise, config.pairs, config.run.seed)
+            pair.inputs = pair.inputs.contiguous(memory_format=nets.layout)
+        with backend.accumulate(nets.model):
+            with batches.timer, autocast(backend.device, backend.dtype):
+                terms = loss_terms(nets.model, nets.features, config.loss, pair, fraction=step / config.train.steps)
+            backend.backward(terms["total"])
+        for name, value in terms.items():
+            means[name] = means.get(name, 0) + value.detach() / backend.plan.accumulation
+    gradient_norm = backend.step(nets.network, optimizer)
+    update_ema(nets.ema, nets.network, config.optim.ema, step)
+    return means, gradient_norm
+
+
+@dataclass(frozen=True)
+class Due:
+    """What follows a step."""
+
+    log: bool
+    """A point of the curves; always, where there is a validation or a save."""
+    validate: bool
+    save: bool
+
+
+def due_after(step: int, config: Config) -> Due:
+    """Return what the settings ask for after step `step`, counted from 1."""
+    last = step == config.train.steps
+    validate = bool(config.data.validation) and (last or step % config.validate.every == 0)
+    save = last or validate or step % config.checkpoint.every == 0
+    return Due(save or step % config.train.log_every == 0, validate, save)
+
+
+def claim_and_resume(
+    config: Config,
+    lock: RunLock,
+    backend: Backend,
+    checkpoints: Checkpoints,
+    nets: Networks,
+    optimizer: torch.optim.Optimizer,
+    wanted: TrainState,
+) -> TrainState | None:
+    """Take the run folder and load its newest good checkpoint. Collective.
+
+    Returns:
+        The state of that checkpoint, or None where there is none.
+
+    Raises:
+        UserError: the folder is in use, holds another run than `wanted`, or has only damaged checkpoints.
+
+    """
+    run_dir = Path(config.run.dir)
+    backend.run_on_rank0(lambda: config.check_run_dir(run_dir))
+    backend.run_on_rank0(lambda: lock.acquire(lambda line: print(line, flush=True)))
+    check_machines(run_dir, backend)
+    found = checkpoints.newest(warn=print)
+    backend.run_on_rank0(lambda: check_continuation(run_dir, found, wanted))
+    if found is None:
+        return None
+    path, state = found
+    checkpoints.load(path, nets.network, nets.ema, optimizer, state)
+    return state
+
+
+def open_curves(
+    config: Config, backend: Backend, index: Index, order: Order, nets: Networks, state: TrainState, resumed: bool
+) -> Curves:
+    """Write RUN/config.yaml, and show what is about to start or to be continued."""
+    run_dir = Path(config.run.dir)
+    backend.run_on_rank0(lambda: config.write(run_dir))
+    curves = Curves(run_dir, state.step, config.train.steps, backend.is_main)
+    curves.text("configuration", config.to_yaml())
+    curves.say(report.start(config, backend, index, order, nets.network))
+    if resumed:
+        curves.say(report.continuing(state, config.train.steps))
+        state.steps = config.train.steps
+    state.owes_validation = state.owes_validation and bool(config.validation_sets())
+    return curves
+
+
+def validate(
+    config: Config,
+    validation: Validation,
+    nets: Networks,
+    backend: Backend,
+    checkpoints: Checkpoints,
+    curves: Curves,
+    state: TrainState,
+) -> None:
+    """Measure the moving average and show the result. A signal cuts it short: `state.owes_validation` stays."""
+    checkpoints.wait()  # what is best depends on what could be saved
+    measured = validation.run(nets.ema, backend)
+    state.owes_validation = measured is None
+    if measured is None:
+        return
+    scores, panels = measured
+    curves.validation(state.step, scores, panels, config.identity())
+    curves.say(report.scores(state.step, scores))
+    score = selection_score(scores)
+    if state.best is None or score > state.best:
+        state.best, state.best_step = score, state.step
+
+
+def finish(
+    config: Config, ema: ResUNet, backend: Backend, state: TrainState, stop: StopAgreement, curves: Curves
+) -> None:
+    """Write the weights of a run that is done, or a marker that it can be continued, and say so."""
+    run_dir = Path(config.run.dir)
+    done = state.step == config.train.steps and not state.owes_validation
+    if done:
+        backend.run_on_rank0(lambda: save_model(run_dir / LAST, ema, state.step))
+    curves.close()
+    if done:
+        text = report.end(run_dir, state, bool(config.validation_sets()))
     else:
-        text = report.end(run_dir, progress, validation)
+        text = report.stopped(state, stop.first_signal())
+        backend.run_on_rank0(lambda: signals.leave_marker(run_dir, text))
     if backend.is_main:
         print(text, flush=True)
     backend.close()
 
 
-def _initialise(network: ResUNet, settings: RunSettings) -> None:
-    """Fill the network with the weights of `run.init`, or with those that the seed draws."""
-    torch.manual_seed(settings.seed)
-    start = load_model(settings.init) if settings.init else ResUNet(network.settings, network.crop)
-    if start.settings != network.settings:
-        differences = describe_differences(asdict(start.settings), asdict(network.settings))
-        raise UserError(
-            f"run.init {settings.init}: weights of another network ({differences}); give the model.* settings it was "
-            "trained with"
-        )
-    network.load_state_dict(start.state_dict())
-
-
-def _timed(optimise: Callable[[int], object], step: int) -> float:
-    start = time.perf_counter()
-    optimise(step)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def print_plan(
+    config: Config, backend: Backend, index: Index, order: Order, nets: Networks, optimizer: Any, batches: Batches
+) -> None:
+    """Make some steps, print the plan of the run with the time and memory that they took, and end."""
+    times = []
+    for step in range(DRY_RUN_STEPS):
+        start = time.perf_counter()
+        train_step(nets, optimizer, batches, config, step, backend)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    backend.all_gather_or_raise(batches.source_error)
+    if backend.is_main:
+        print(report.plan(config, backend, index, order, nets.network, seconds_per_step=min(times[1:])))
+    backend.close()

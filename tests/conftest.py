@@ -93,11 +93,11 @@ def astronaut_pair() -> tuple[torch.Tensor, torch.Tensor]:
 def backend() -> Iterator[Backend]:
     """One process, float32; it gives the test process its threads back."""
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:  # not for the processes that other tests start
         patch.setenv("ACCELERATE_USE_CPU", "true")
         made = Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=threads)
-        yield made
-        made.close()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from n2n_dist.devices import autocast, set_threads, use_gpu
+from n2n_dist.devices import DeviceTimer, autocast, peak_memory_bytes, set_threads, use_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +49,19 @@ def test_products_are_computed_in_the_named_format() -> None:
     for dtype, found in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
         with autocast(torch.device("cpu"), dtype):
             assert (square @ square).dtype == found
+
+
+def test_a_timer_adds_up_what_is_inside() -> None:
+    timer = DeviceTimer(torch.device("cpu"))
+    for _ in range(2):
+        with timer:
+            time.sleep(0.05)
+        time.sleep(0.2)
+    assert 0.1 <= timer.seconds() < 0.2
+    assert timer.seconds() == 0
+
+
+def test_peak_memory_grows_with_what_is_allocated() -> None:
+    before = peak_memory_bytes(torch.device("cpu"))
+    torch.ones(before // 4 + (1 << 26))  # float32: as much again, and 256 MiB
+    assert peak_memory_bytes(torch.device("cpu")) > before + (1 << 27)

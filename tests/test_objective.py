@@ -14,7 +14,7 @@ from n2n_dist.noise.models import (
     Poisson,
     PoissonGaussian,
 )
-from n2n_dist.objective import LossSettings, check_objective, images_to_read, losses
+from n2n_dist.objective import LossSettings, check_objective, images_to_read, loss_terms
 from n2n_dist.pairs import KeyedNoise, Neighbours, Pair, PairSettings, neighbour_pair
 
 SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(name=source) for source in ("synthetic", "captures", "neighbours"))
@@ -61,7 +61,7 @@ def test_total_is_the_weighted_sum_and_reaches_the_model() -> None:
     features = settings.extractor(3)
     model = torch.nn.Conv2d(3, 3, 1)
     inputs, targets = torch.rand(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    parts = losses(model, features, settings, Pair(inputs, targets))
+    parts = loss_terms(model, features, settings, Pair(inputs, targets))
     assert parts["pixel"].item() == pytest.approx((model(inputs) - targets).square().mean().item())
     assert parts["perceptual"] > 0
     assert parts["total"].item() == pytest.approx((parts["pixel"] + 0.25 * parts["perceptual"]).item())
@@ -73,7 +73,7 @@ def test_without_lambda_there_is_no_perceptual_part() -> None:
     settings = LossSettings(perceptual=0)
     assert settings.extractor(4) is None
     inputs, targets = torch.rand(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    parts = losses(torch.nn.Identity(), None, settings, Pair(inputs, targets))
+    parts = loss_terms(torch.nn.Identity(), None, settings, Pair(inputs, targets))
     assert parts["total"].item() == parts["pixel"].item() == pytest.approx((inputs - targets).abs().mean().item())
     assert "perceptual" not in parts
 
@@ -84,9 +84,9 @@ def test_losses_of_parts_average_to_that_of_the_batch(pixel: str, form: str) -> 
     """Ranks and accumulation agree: every loss is a mean over each image first."""
     settings, model, positions = LossSettings(pixel=pixel, form=form), network(), [1, 9, 4, 6]
     noise = PoissonGaussian(lam=[10, 100])
-    whole = losses(model, Edges(), settings, made_pair(positions, noise), fraction=0.4)
+    whole = loss_terms(model, Edges(), settings, made_pair(positions, noise), fraction=0.4)
     for parts in ([[1], [9], [4], [6]], [[1, 9], [4, 6]]):
-        found = [losses(model, Edges(), settings, made_pair(part, noise), fraction=0.4) for part in parts]
+        found = [loss_terms(model, Edges(), settings, made_pair(part, noise), fraction=0.4) for part in parts]
         assert whole.keys() == {"pixel", "consistency", "perceptual", "total"}
         for name, value in whole.items():
             torch.testing.assert_close(torch.stack([part[name] for part in found]).mean(), value)
@@ -94,7 +94,7 @@ def test_losses_of_parts_average_to_that_of_the_batch(pixel: str, form: str) -> 
 
 def test_the_consistency_term_grows_and_has_one_side_without_gradient() -> None:
     pair, model, settings = made_pair([1, 2]), network(), LossSettings(pixel="l2", perceptual=0)
-    found = {done: losses(model, None, settings, pair, done) for done in (0.0, 0.5)}
+    found = {done: loss_terms(model, None, settings, pair, done) for done in (0.0, 0.5)}
     prediction = model(pair.inputs)
     with torch.no_grad():
         first, second = neighbour_pair(model(pair.neighbours.images), pair.neighbours.choice)
@@ -110,7 +110,7 @@ def test_half_precision_leaves_the_gradient_beside_a_pass_without_one() -> None:
     """Autocast keeps cast weights; those of a pass without gradients would cut them off."""
     pair, model = made_pair([1, 2]), network()
     with torch.autocast("cpu", torch.bfloat16):
-        parts = losses(model, None, LossSettings(pixel="l2", perceptual=0), pair, 0.5)
+        parts = loss_terms(model, None, LossSettings(pixel="l2", perceptual=0), pair, 0.5)
     parts["total"].backward()
     assert model.weight.grad.abs().sum() > 0
 
@@ -135,7 +135,7 @@ def test_neighbours_with_consistency_have_the_clean_image_at_rest_where_it_is_no
 
     inputs, targets = neighbour_pair(noisy, choice)
     pair = Pair(inputs, targets, neighbours=Neighbours(noisy, choice, 2.0))
-    parts = losses(model := Perfect(), None, LossSettings(pixel="l2", perceptual=0), pair, 0.5)
+    parts = loss_terms(model := Perfect(), None, LossSettings(pixel="l2", perceptual=0), pair, 0.5)
     names = ("pixel", "consistency")
     pixel, consistency = (torch.autograd.grad(parts[name], model.contrast, retain_graph=True)[0] for name in names)
     assert pixel > 0.5  # less contrast, please
@@ -146,7 +146,7 @@ def test_forms_of_the_perceptual_term() -> None:
     pair, model, features = made_pair([1, 2], Gaussian()), torch.nn.Identity(), Edges()
 
     def term(settings: LossSettings, pair: Pair) -> torch.Tensor:
-        return losses(model, features, settings, pair)["perceptual"]
+        return loss_terms(model, features, settings, pair)["perceptual"]
 
     first, second = (pair.noise(pair.inputs, f"noise-prediction-{draw}") for draw in (1, 2))
     assert not torch.equal(first, second)
@@ -184,13 +184,13 @@ def test_what_the_data_set_has_to_read(pairs: PairSettings, noise: Noise, loss: 
 @pytest.mark.parametrize(
     ("noise", "pairs", "loss", "message"),
     [
-        (NoNoise(), SYNTHETIC, LossSettings(), r"^noise\.name none: .*choose a noise, or set pairs\.source"),
+        (NoNoise(), SYNTHETIC, LossSettings(), r"^noise\.name none: .*choose a noise, or set pairs\.name"),
         (Bernoulli(), CAPTURES, LossSettings(pixel="masked_l2"), r"^noise\.name bernoulli: .*; use synthetic"),
         (Bernoulli(), NEIGHBOURS, LossSettings(pixel="masked_l2"), r"^noise\.name bernoulli: .*; use synthetic"),
         (Bernoulli(), SYNTHETIC, LossSettings(), r"^loss\.pixel l1: counts .* bernoulli has lost; use masked_l2"),
         (Gaussian(), SYNTHETIC, LossSettings(pixel="masked_l2"), r"^loss\.pixel masked_l2: noise\.name gaussian .*l2"),
-        (Gaussian(), SYNTHETIC, AVERAGED, r"^loss\.form averaged: needs pairs\.source captures, not synthetic"),
-        (NoNoise(), NEIGHBOURS, MATCHED, r"^loss\.form matched: .* pairs\.source neighbours .* use plain"),
+        (Gaussian(), SYNTHETIC, AVERAGED, r"^loss\.form averaged: needs pairs\.name captures, not synthetic"),
+        (NoNoise(), NEIGHBOURS, MATCHED, r"^loss\.form matched: .* pairs\.name neighbours .* use plain"),
         (PoissonGaussian(), MEAN, MATCHED, r"^loss\.form matched: .* pairs\.target mean .* use plain"),
         (NoNoise(), CAPTURES, MATCHED, r"noise\.lam=1/a noise\.read=sqrt\(b\)/a.*shards/audit\.py"),
         (Poisson(lam=[1, 9]), CAPTURES, MATCHED, r"^noise\.lam \[1, 9\]: describes the captures; give one number"),

@@ -161,9 +161,9 @@ def test_all_eight_neighbour_pairs_are_drawn_alike() -> None:
 
 def test_pair_settings_out_of_range_are_refused() -> None:
     for values, message in (
-        ({"source": "pictures"}, r"pairs\.source 'pictures': must be synthetic, captures or neighbours"),
+        ({"source": "pictures"}, r"pairs\.name 'pictures': must be synthetic, captures or neighbours"),
         ({"target": "both"}, r"pairs\.target 'both': must be one or mean"),
-        ({"target": "mean"}, r"pairs\.target mean: pairs\.source synthetic has no other captures; set it to one"),
+        ({"target": "mean"}, r"pairs\.target mean: pairs\.name synthetic has no other captures; set it to one"),
         ({"gamma": -1.0}, r"pairs\.gamma -1\.0: must be 0 or more"),
         ({"source": "neighbours", "supervised": True}, r"pairs\.supervised true: .* no clean image; use synthetic"),
     ):

@@ -12,7 +12,6 @@ from n2n_dist.data.order import Order
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
 from n2n_dist.shards.index import Index
-from n2n_dist.training.validation import Validation
 
 
 def progress(steps: int = 100) -> TrainState:
@@ -39,17 +38,17 @@ def test_start_says_what_is_trained(backend: Backend, settings: list[str], expec
     config = load(None, ["run.dir=runs/mine", *settings])
     index = Index([Path(__file__).parents[1] / "shards/demo/train"])
     order = Order(index.sizes, 0, 16)
-    text = report.start(config, backend, torch.bfloat16, index, order, torch.nn.Linear(1000, 1000))
+    text = report.start(config, backend, index, order, torch.nn.Linear(1000, 1000))
     assert text.count("\n") == 6
     for part in (
-        f"world    single process: 1 process(es) on {socket.gethostname()}, cpu, bf16 autocast",
+        f"world    single process: 1 process(es) on {socket.gethostname()}, cpu, fp32",
         "data     64 samples in 4 shards, 4 steps an epoch",
         "ResUNet of 1.00 M parameters",
         "watch it with: tensorboard --logdir runs",
         *expected,
     ):
         assert part in text
-    plan = report.plan(config, backend, None, index, order, torch.nn.Linear(1, 1), seconds_per_step=1.8)
+    plan = report.plan(config, backend, index, order, torch.nn.Linear(1, 1), seconds_per_step=1.8)
     assert "time     1.800 s a step, 7.2 seconds an epoch, 5.0 hours for 10,000 steps without validation" in plan
     assert "GiB at most on rank 0" in plan
 
@@ -58,7 +57,7 @@ def test_start_warns_of_what_is_not_the_clean_image(backend: Backend) -> None:
     config = load(None, ["noise.name=poisson"])
     index = Index([Path(__file__).parents[1] / "shards/demo/train"])
     order = Order(index.sizes, 0, 16)
-    *_, first, second = report.start(config, backend, None, index, order, torch.nn.Linear(1, 1)).splitlines()
+    *_, first, second = report.start(config, backend, index, order, torch.nn.Linear(1, 1)).splitlines()
     assert first.startswith("warning: loss.pixel l1 learns the median of noise poisson, ")
     assert second.startswith("warning: loss.form plain: features of noisy targets are biased")
 
@@ -76,12 +75,11 @@ def test_scores_stand_on_one_line() -> None:
 
 
 def test_the_end_says_what_to_run_next(tmp_path: Path) -> None:
-    none = Validation.__new__(Validation)
-    none.sets = {}
     with pytest.raises(UserError, match="no weights"):
-        report.end(tmp_path, progress(), none)
+        report.end(tmp_path, progress(), validated=False)
     (tmp_path / "last.safetensors").write_bytes(b"")
-    text = report.end(tmp_path, progress(), none)
+    text = report.end(tmp_path, progress(), validated=False)
     assert "done: 1,234 steps, 9,872 samples, best validation score 30.26 dB" in text
     assert f"weights: {tmp_path / 'last.safetensors'}\n" in text
     assert f"next: python launch/denoise.py --run {tmp_path} NOISY_FOLDER DENOISED_FOLDER" in text
+    assert f"pictures: {tmp_path / 'samples'}" in report.end(tmp_path, progress(), validated=True)

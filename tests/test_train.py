@@ -20,7 +20,7 @@ from n2n_dist.errors import UserError
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist.models.weights import load_model
 from n2n_dist.shards.indexing import write_index
-from n2n_dist.train import train
+from n2n_dist.train import Due, due_after, train
 
 STEPS = 4
 
@@ -223,7 +223,7 @@ def test_a_new_run_starts_from_what_the_seed_draws_and_a_continued_one_draws_not
         drawn = ResUNet(config.model, config.data.crop).state_dict()
         there = load_model(tmp_path / str(seed)).state_dict()
         torch.testing.assert_close(there, drawn, rtol=0, atol=1e-20)
-    monkeypatch.setattr("n2n_dist.train._initialise", pytest.fail)
+    monkeypatch.setattr("n2n_dist.train.initialise", pytest.fail)
     config.train.steps += 1
     train(config)
     again = load_model(tmp_path / "1" / "last.safetensors").state_dict()
@@ -314,3 +314,16 @@ def test_steps_cannot_shrink_below_what_is_done(finished: tuple[Path, str]) -> N
     assert "train.steps 3: the run in " in refused.err[0]
     (finished[0] / "error.txt").unlink()
     assert contents(finished[0]) == before
+
+
+def test_what_follows_a_step() -> None:
+    settings = ["train.steps=100", "train.log_every=10", "checkpoint.every=25", "validate.every=40"]
+    config = load(processes.ROOT / "configs/demo.yaml", settings)
+    assert due_after(9, config) == Due(log=False, validate=False, save=False)
+    assert due_after(10, config) == Due(log=True, validate=False, save=False)
+    assert due_after(25, config) == Due(log=True, validate=False, save=True)
+    assert due_after(40, config) == Due(log=True, validate=True, save=True)
+    assert due_after(100, config) == Due(log=True, validate=True, save=True)
+    config = load(processes.ROOT / "configs/demo.yaml", [*settings, "data.validation=null"])
+    assert due_after(40, config) == Due(log=True, validate=False, save=False)
+    assert due_after(100, config) == Due(log=True, validate=False, save=True)

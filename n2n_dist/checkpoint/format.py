@@ -68,6 +68,16 @@ class TrainState:
     owes_validation: bool = False
     """A signal cut the validation of this step short; the run makes up for it when it is continued."""
 
+    @classmethod
+    def new(cls, steps: int, data: str, identity: dict[str, Any]) -> TrainState:
+        """Return the state before the first step."""
+        return cls(step=0, samples_seen=0, best=None, steps=steps, data=data, identity=identity)
+
+    def advance(self, samples: int) -> None:
+        """Count one step of so many samples."""
+        self.step += 1
+        self.samples_seen += samples
+
 
 @dataclass
 class Manifest:

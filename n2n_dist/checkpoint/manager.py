@@ -15,6 +15,7 @@ import contextlib
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +83,7 @@ class Checkpoints:
         """Of the threads that write: the training uses the other ones meanwhile."""
         self.failure: StorageError | None = None
         """Why the last save failed, the same on all ranks."""
+        self._saved_at = time.monotonic()
         self._buffers: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._crash: BaseException | None = None
@@ -95,6 +97,11 @@ class Checkpoints:
     def busy(self) -> bool:
         """Whether a save is being written."""
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def minutes_since_save(self) -> float:
+        """Minutes since the last save began, or since the start, by this rank's clock."""
+        return (time.monotonic() - self._saved_at) / 60
 
     @property
     def staged_bytes(self) -> int:
@@ -134,6 +141,7 @@ class Checkpoints:
         self._progress, self._finishing = progress, False
         self._thread = threading.Thread(target=self._run, args=(share, replace(progress), copied), name="checkpoint")
         self._thread.start()
+        self._saved_at = time.monotonic()
 
     def wait(self) -> None:
         """Wait until the last save is committed or has failed; returns at once where nothing is under way.

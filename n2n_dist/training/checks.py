@@ -18,7 +18,7 @@ from n2n_dist.data.dataset import CropDataset, RankOrder, is_tolerated
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
 from n2n_dist.models.weights import BEST, LAST
-from n2n_dist.training.curves import Window
+from n2n_dist.training.step_log import StepLog
 
 SHARED_SECONDS = 20.0
 """How long a file of one machine may take to appear on another: a file server's clients remember what was not there."""
@@ -90,53 +90,52 @@ def check_continuation(run_dir: Path, found: tuple[Path, TrainState] | None, wan
 
 
 def check_finite(
-    logged: dict[str, float],
-    progress: TrainState,
-    window: Window,
+    curves: dict[str, float],
+    state: TrainState,
+    log: StepLog,
     backend: Backend,
     data: CropDataset,
-    places: RankOrder,
+    order: RankOrder,
 ) -> None:
-    """Refuse to go on with a loss or gradient that is not finite; nothing of it has been saved.
+    """Stop at a loss or gradient that is not finite; nothing of it has been saved. Collective.
 
     Args:
-        logged: the point of the curves, the same on all ranks.
-        progress: after the last step of the window.
-        window: the steps since the point before, of this rank.
-        backend: of the run; all ranks come here.
-        data: where this rank's samples are read.
-        places: which samples these are.
+        curves: the point of the curves, equal on all ranks.
+        state: after the last step of the log.
+        log: of this rank's steps since the point before.
+        backend: of the run.
+        data: what this rank's samples are read from.
+        order: which samples these are.
 
     Raises:
         UserError: names the first step, and the samples of the ranks whose loss it was.
 
     """
-    broken = [name for name, value in logged.items() if not math.isfinite(value)]
+    broken = [name for name, value in curves.items() if not math.isfinite(value)]
     if not broken:
         return
-    own = window.first_broken()
-    all_ranks = backend.all_gather_or_raise(None, own)
-    first = min(window.steps - 1, *(step for steps in all_ranks for step in steps))
+    all_ranks = backend.all_gather_or_raise(None, log.first_nonfinite())
+    first = min(log.steps - 1, *(step for steps in all_ranks for step in steps))
     ranks = [rank for rank, (loss, _) in enumerate(all_ranks) if loss == first] or list(range(backend.world_size))
-    back = window.steps - first
-    seen = progress.samples_seen - back * backend.plan.batch
-    largest = backend.all_gather_or_raise(None, backend.run_on_all_ranks(lambda: data.largest(places.at(seen))))
+    back = log.steps - first
+    seen = state.samples_seen - back * backend.plan.batch
+    largest = backend.all_gather_or_raise(None, backend.run_on_all_ranks(lambda: data.largest(order.at(seen))))
     value, where = max(largest[rank] for rank in ranks)
     share = backend.plan.batch // backend.world_size
     spans = [f"{seen + rank * share} to {seen + (rank + 1) * share - 1} (rank {rank})" for rank in ranks]
     raise UserError(
-        f"step {progress.step - back + 1}: {', '.join(broken)} is not finite, with the samples at positions "
+        f"step {state.step - back + 1}: {', '.join(broken)} is not finite, with the samples at positions "
         f"{', '.join(spans[:4])}{' and more' if len(spans) > 4 else ''}; the largest value there is {value:.3g} times "
         f"white, in {where}. The last checkpoint is good. Look for broken values in the data, lower optim.lr, or set "
         "optim.clip"
     )
 
 
-def check_damage(progress: TrainState, limit: float) -> None:
-    """Refuse to go on past the tolerated share of samples that cannot be read."""
-    bad = progress.bad_samples
-    if not is_tolerated(bad, progress.samples_seen, limit):
+def check_damage(state: TrainState, limit: float) -> None:
+    """Stop past the tolerated share of samples that cannot be read."""
+    bad = state.bad_samples
+    if not is_tolerated(bad, state.samples_seen, limit):
         raise UserError(
-            f"data.max_bad {limit:g}: {bad} of {progress.samples_seen} samples cannot be read, named above; check "
+            f"data.max_bad {limit:g}: {bad} of {state.samples_seen} samples cannot be read, named above; check "
             "the shards with: python shards/build.py verify FOLDER"
         )

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median_low
-from typing import Any
 
 import PIL.Image
 import torch
@@ -28,17 +24,11 @@ CHARTS = {
     "share of the time waiting for data": ["speed/waiting_for_data"],
 }
 """What to look at first, on TensorBoard's page of custom scalars: title of a chart, and its curves."""
-STRAGGLER_RATIO = 1.5
-"""A rank that takes this many times the median is worth a warning."""
-STRAGGLER_SECONDS = 10.0
-"""Least time over which that is measured: a single step says nothing."""
-SILENCE_SECONDS = 600.0
-"""Time between two warnings of one rank."""
 CLOCK_WAIT_SECONDS = 3.0
 """Longest wait for a clock that is behind that of the machine where the run was before."""
 
 
-class Tracker:
+class Curves:
     """Writes curves and panels; on other ranks than 0 it does nothing.
 
     Where they cannot be written, as on a full disk, the run goes on without them and says so.
@@ -103,6 +93,19 @@ class Tracker:
                 writer.file_writer.add_summary(summary)
 
         self._write(add)
+
+    def validation(
+        self,
+        step: int,
+        scores: Mapping[str, float],
+        panels: Mapping[str, Sequence[Sequence[torch.Tensor]]],
+        settings: Mapping[str, object],
+    ) -> None:
+        """Show a validation: a point of each score, the run's settings beside the scores, and the panels."""
+        points = {f"validation/{name.removeprefix('validation/')}": value for name, value in scores.items()}
+        self.scalars(step, points)
+        self.settings(settings, [name for name in points if "noisy" not in name])
+        self.panels(step, panels)
 
     def panels(self, step: int, panels: Mapping[str, Sequence[Sequence[torch.Tensor]]]) -> None:
         """Show each set's rows of images [C, H, W] (noisy | denoised | reference), also as RUN/samples/*.png."""
@@ -169,120 +172,9 @@ class Tracker:
             time.sleep(ahead)
 
 
-class Window:
-    """The steps since the last point of the curves, on one rank."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.steps = 0
-        self.waited = 0.0
-        self.bad_samples = 0
-        self.losses: dict[str, torch.Tensor] = {}
-        self.totals: list[torch.Tensor] = []
-        self.gradient_norms: list[torch.Tensor] = []
-
-    def add(self, losses: Mapping[str, torch.Tensor], gradient_norm: torch.Tensor, waited: float, bad: int) -> None:
-        """Count one step; nothing waits for the device."""
-        self.steps += 1
-        self.waited += waited
-        self.bad_samples += bad
-        self.losses = {name: self.losses.get(name, 0) + value for name, value in losses.items()}
-        self.totals.append(losses["total"])
-        self.gradient_norms.append(gradient_norm)
-
-    def means(self) -> torch.Tensor:
-        """Return the mean of each part of the loss, float64 on the CPU; waits for the device."""
-        return torch.stack(list(self.losses.values())).double().cpu() / self.steps
-
-    def gradient_norm(self) -> float:
-        """Return the largest norm, and what is not finite before all: ZeRO skips such a step without a word."""
-        return torch.stack(self.gradient_norms).max().item()
-
-    def first_broken(self) -> tuple[int, int]:
-        """Return the first of the steps, from 0, whose loss on this rank is not finite, and whose gradient is not.
-
-        Where all are, their number.
-        """
-
-        def first(values: list[torch.Tensor]) -> int:
-            finite = torch.isfinite(torch.stack(values)).tolist()
-            return finite.index(False) if False in finite else self.steps
-
-        return first(self.totals), first(self.gradient_norms)
-
-    def seconds(self) -> float:
-        """Return the time since the last point."""
-        return time.perf_counter() - self.start
-
-
-class OwnTime:
-    """A rank's own part of its steps, in which it waits for no other rank: the data, noise and forward passes."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._marks: list[Any] = []
-
-    def mark(self) -> None:
-        """Begin a part, or end it. A GPU notes the time when it comes there; nothing waits for it."""
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
-
-    def seconds(self) -> float:
-        """Return the sum since this was last asked; waits for the device."""
-        pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
-        self._marks = []
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
-        return sum(end - begin for begin, end in pairs)
-
-
-class Stragglers:
-    """Finds a rank that all others wait for."""
-
-    def __init__(self, hosts: Sequence[str]) -> None:
-        """Begin; `hosts` names the machine of each rank."""
-        self.hosts = hosts
-        self._sums: list[float] | None = None  # of the first point, where the networks compile, nothing is concluded
-        self._since = time.monotonic()
-        self._said: dict[int, float] = {}
-
-    def add(self, times: Sequence[float]) -> list[str]:
-        """Take each rank's own time since the last point; return, once in a while, a warning."""
-        now = time.monotonic()
-        if self._sums is None:
-            self._sums, self._since = [0.0] * len(times), now
-            return []
-        self._sums = [total + own for total, own in zip(self._sums, times, strict=True)]
-        if now - self._since < STRAGGLER_SECONDS:
-            return []
-        slowest, usual = max(self._sums), median_low(self._sums)
-        rank = self._sums.index(slowest)
-        self._sums, self._since = [0.0] * len(times), now
-        if slowest < STRAGGLER_RATIO * usual or now - self._said.get(rank, -math.inf) < SILENCE_SECONDS:
-            return []
-        self._said[rank] = now
-        return [
-            f"rank {rank} on {self.hosts[rank]} is slow, and all wait for it: its data and forward passes take "
-            f"{slowest / usual:.1f} times as long as the median rank's; look there for other programs, a throttled "
-            "processor, slow storage"
-        ]
-
-
 def duration(seconds: float) -> str:
     """Say how long something takes."""
     if seconds < 90:
         return f"{seconds:.1f} seconds"
     minutes = seconds / 60
     return f"{minutes:.1f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
-
-
-def memory_bytes(device: torch.device) -> int:
-    """Return the peak memory of this process: on the GPU where it computes there, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -10,8 +10,7 @@ from support import processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from n2n_dist.training import curves
-from n2n_dist.training.curves import OwnTime, Stragglers, Tracker, Window, memory_bytes
+from n2n_dist.training.curves import Curves, duration
 
 EVERY_STEP = (
     "train/total",
@@ -66,7 +65,7 @@ def _redate(folder: Path, seconds: int) -> Path:
 @pytest.mark.parametrize("late", [False, True])
 def test_points_beyond_the_step_that_is_continued_disappear(tmp_path: Path, late: bool) -> None:
     for first, last, value in ((0, 5, 1.0), (3, 6, 2.0)):
-        tracker = Tracker(tmp_path, first, 10, main=True)
+        tracker = Curves(tmp_path, first, 10, main=True)
         for step in range(first + 1, last + 1):
             tracker.scalars(step, {"curve": value})
         tracker.close()
@@ -77,10 +76,10 @@ def test_points_beyond_the_step_that_is_continued_disappear(tmp_path: Path, late
 
 def test_a_clock_that_is_far_behind_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seconds in (3600, 4600):
-        Tracker(tmp_path, 0, 10, main=True).close()
+        Curves(tmp_path, 0, 10, main=True).close()
         last = _redate(tmp_path / "tensorboard", seconds)
         capsys.readouterr()
-    tracker = Tracker(tmp_path, 3, 10, main=True)
+    tracker = Curves(tmp_path, 3, 10, main=True)
     tracker.scalars(4, {"curve": 1.0})
     tracker.close()
     out = capsys.readouterr().out
@@ -89,7 +88,7 @@ def test_a_clock_that_is_far_behind_is_said_once(tmp_path: Path, capsys: pytest.
 
 
 def test_other_ranks_than_0_write_and_print_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tracker = Tracker(tmp_path, 0, 10, main=False)
+    tracker = Curves(tmp_path, 0, 10, main=False)
     tracker.scalars(1, {"curve": 1.0})
     tracker.text("name", "text")
     tracker.panels(1, {"set": [[torch.zeros(3, 4, 4)] * 3]})
@@ -100,7 +99,7 @@ def test_other_ranks_than_0_write_and_print_nothing(tmp_path: Path, capsys: pyte
 
 
 def test_a_strip_is_a_picture_beside_a_picture(tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, 0, 10, main=True)
+    tracker = Curves(tmp_path, 0, 10, main=True)
     noisy, denoised, reference = (torch.full((3, 6, 5), value) for value in (-0.5, 0.5, 1.5))
     tracker.panels(3, {"set": [[noisy, denoised, reference]], "empty": []})
     tracker.close()
@@ -119,7 +118,7 @@ def test_a_run_goes_on_without_curves_and_pictures_that_cannot_be_written(
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    tracker = Tracker(run_dir, 0, 10, main=True)
+    tracker = Curves(run_dir, 0, 10, main=True)
     tracker.scalars(1, {"curve": 1.0})
     (run_dir / "samples").write_text("in the way")
     start = time.monotonic()
@@ -145,7 +144,7 @@ def test_a_run_goes_on_without_curves_and_pictures_that_cannot_be_written(
 
 def test_a_run_begins_without_curves_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
-    tracker = Tracker(tmp_path, 3, 10, main=True)
+    tracker = Curves(tmp_path, 3, 10, main=True)
     tracker.scalars(4, {"curve": 4.0})
     assert capsys.readouterr().out.count("curves and pictures cannot be written (") == 1
     (tmp_path / "tensorboard").unlink()
@@ -154,64 +153,8 @@ def test_a_run_begins_without_curves_that_cannot_be_written(tmp_path: Path, caps
     assert processes.curves(tmp_path)["curve"] == {5: 5.0}
 
 
-def test_the_window_gathers_its_steps() -> None:
-    window = Window()
-    for loss, norm, waited, bad in ((1.0, 5.0, 0.5, 0), (2.0, 7.0, 0.25, 3), (6.0, 6.0, 0.0, 0)):
-        losses = {"pixel": torch.tensor(loss), "total": torch.tensor(10 * loss)}
-        window.add(losses, torch.tensor(norm), waited, bad)
-    assert (window.steps, window.waited, window.bad_samples) == (3, 0.75, 3)
-    assert window.means().tolist() == [3.0, 30.0]
-    assert window.gradient_norm() == 7.0
-    assert window.first_broken() == (3, 3)
-    assert window.seconds() > 0
-
-
-def test_one_step_that_is_not_finite_is_seen_in_its_window() -> None:
-    window = Window()
-    for loss, norm in ((1.0, 1.0), (1.0, math.nan), (math.inf, 2.0), (math.nan, math.nan)):
-        window.add({"total": torch.tensor(loss)}, torch.tensor(norm), 0.0, 0)
-    assert math.isnan(window.gradient_norm())
-    assert window.first_broken() == (2, 1)
-
-
-def test_own_time_is_that_between_two_marks() -> None:
-    own = OwnTime(torch.device("cpu"))
-    for _ in range(2):
-        own.mark()
-        time.sleep(0.05)
-        own.mark()
-        time.sleep(0.2)
-    assert 0.1 <= own.seconds() < 0.2
-    assert own.seconds() == 0
-
-
-def test_a_rank_that_stays_behind_is_named_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(curves.time, "monotonic", lambda: now)
-    stragglers = Stragglers(["a", "b", "c"])
-    said = []
-    for _ in range(130):
-        now += 6
-        said += [(now, text) for text in stragglers.add([1.0, 1.0, 1.6] if now > 6 else [9.0, 1.0, 1.0])]
-    assert [at for at, _ in said] == [18, 618]  # what came with the first point, in which networks compile, is left out
-    assert all(text.startswith("rank 2 on c is slow, ") and "1.6 times" in text for _, text in said)
-
-
-def test_single_slow_steps_are_no_reason_for_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(curves.time, "monotonic", lambda: now)
-    stragglers = Stragglers(["a", "b"])
-    for step in range(100):
-        now += 1
-        assert not stragglers.add([1.0, 4.0] if step % 10 == 0 else [1.0, 1.1])
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"), [(6, "6.0 seconds"), (120, "2.0 minutes"), (5000, "83.3 minutes"), (5400, "1.5 hours")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert curves.duration(seconds) == text
-
-
-def test_memory_is_that_of_this_process() -> None:
-    assert 50e6 < memory_bytes(torch.device("cpu")) < 50e9
+    assert duration(seconds) == text
