@@ -1,6 +1,6 @@
 """Break training runs from the outside and check that the same command brings them to the same weights.
 
-    python tests/faults.py --rounds 3 --seed 1                          # every fault
+    python tests/faults.py --rounds 40                                  # faults drawn at random
     python tests/faults.py --rounds 200 --seed 2 --faults kill damage --launcher accelerate
 
 Every round starts a tiny run in one, two or three processes on the CPU, does one thing to it, starts it again by the
@@ -18,8 +18,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from support.fault_kinds import FAULTS
@@ -29,74 +30,120 @@ from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
 from n2n_dist.images.image import write_image
 
+LAUNCHERS = {"fork": forked, "accelerate": launched}
 
-def campaign(folder: Path, rounds: int, seed: int, faults: list[str], launcher: str) -> bool:
-    """Print what happened as a table; return whether every round went well."""
-    launch = {"fork": forked, "accelerate": launched}[launcher]
-    wholes: dict[int, tuple[Path, float]] = {}
-    images = folder / "images"
+
+@dataclass
+class Result:
+    """What one round came to."""
+
+    fault: str
+    world: int
+    outcome: str
+    """`bit-equal`, `skipped` or `failed`."""
+    what: str
+    """Which of several things happened, or why it is skipped or fails."""
+    resumed: bool
+    lost: int
+    """Most steps that were done a second time."""
+    seconds: float
+
+
+def draw(faults: list[str], chance: random.Random) -> Iterator[tuple[str, int]]:
+    """Yield faults and numbers of processes at random; no fault comes a second time before all came once."""
+    while True:
+        for fault in chance.sample(faults, len(faults)):
+            yield fault, chance.choice(FAULTS[fault][1])
+
+
+def play(round_: Round, fault: str) -> Result:
+    """Play one round; what it leaves is kept only if it fails."""
+    start = time.monotonic()
+    round_.folder.mkdir()
+    try:
+        FAULTS[fault][0](round_)
+        outcome, what = "bit-equal", round_.what
+    except Skipped as reason:
+        outcome, what = "skipped", str(reason)
+    except Exception as error:
+        outcome, what = "failed", str(error)
+        if not isinstance(error, Failed):
+            traceback.print_exc()
+        print(f"  folder:  {round_.folder}\n  command: launch/train.py {' '.join(round_.arguments)}", flush=True)
+    else:
+        shutil.rmtree(round_.folder)
+    return Result(fault, round_.world, outcome, what, round_.resumed, round_.lost, time.monotonic() - start)
+
+
+def build_float_shards(folder: Path) -> None:
+    """Build the shards of float images that one of the faults damages."""
     for number in range(16):
         pixels = np.random.default_rng(number).uniform(0, 1, (40, 40, 3)).astype(np.float32)
-        write_image(images / f"{number}.tiff", pixels)
-    build(images, folder / "float32", Options(black=0.0, white=1.0), warn=lambda message: None)
-    rows, good = [], True
-    for fault in faults:
-        act, worlds = FAULTS[fault]
-        done: list[Round] = []
-        failed, skipped, start = 0, "", time.monotonic()
-        for number in range(rounds):
-            chance = random.Random(f"{seed}/{fault}/{number}")
-            world = worlds[(number + seed) % len(worlds)]
-            if world not in wholes:
-                whole, begun = folder / f"whole-{world}", time.monotonic()
-                with launch(world, [*SETTINGS, f"run.dir={whole}"], folder / f"whole-{world}.log") as run:
-                    if any(run.finish()):
-                        raise SystemExit(f"the uninterrupted run fails:\n{run.text()}")
-                wholes[world] = whole, time.monotonic() - begun
-            round_ = Round(folder / f"{fault}-{number}", world, chance, *wholes[world], launch)
-            round_.folder.mkdir()
-            try:
-                act(round_)
-                done.append(round_)
-            except Skipped as reason:
-                skipped = str(reason)
-                break
-            except Exception as error:
-                failed += 1
-                print(f"FAILED {fault}, round {number}, {world} process(es): {error}")
-                if not isinstance(error, Failed):
-                    traceback.print_exc()
-                print(f"  folder:  {round_.folder}")
-                print(f"  command: launch/train.py {' '.join(round_.arguments)}", flush=True)
-            else:
-                shutil.rmtree(round_.folder)
-        resumed, lost = sum(round_.resumed for round_ in done), max((round_.lost for round_ in done), default=0)
-        seconds = (time.monotonic() - start) / max(len(done) + failed, 1)
-        counts = Counter(round_.what for round_ in done if round_.what).most_common()
-        what = skipped or ", ".join(f"{count} {what}" for what, count in counts)
-        rows.append((fault, len(done) + failed, resumed, len(done), failed, lost, f"{seconds:.1f}", what))
-        good = good and not failed
-        print(f"{fault}: {len(done)} of {len(done) + failed} went well {skipped}", flush=True)
-    heads = ("fault", "rounds", "resumed", "bit-equal", "failed", "lost steps", "s a round", "of which")
-    widths = [max(len(str(row[i])) for row in [heads, *rows]) for i in range(len(heads))]
-    print()
-    for row in [heads, *rows]:
-        print("  ".join(str(value).ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+        write_image(folder / f"images/{number}.tiff", pixels)
+    build(folder / "images", folder / "float32", Options(black=0.0, white=1.0), warn=lambda message: None)
+
+
+def campaign(folder: Path, rounds: int, seed: int, faults: list[str], launcher: str) -> list[Result]:
+    """Play so many rounds and print each."""
+    launch = LAUNCHERS[launcher]
+    wholes: dict[int, tuple[Path, float]] = {}
+    build_float_shards(folder)
+    results = []
+    drawn = draw(faults, random.Random(seed))
+    for number in range(rounds):
+        fault, world = next(drawn)
+        if world not in wholes:
+            whole, begun = folder / f"whole-{world}", time.monotonic()
+            with launch(world, [*SETTINGS, f"run.dir={whole}"], folder / f"whole-{world}.log") as run:
+                if any(run.finish()):
+                    raise SystemExit(f"the uninterrupted run fails:\n{run.text()}")
+            wholes[world] = whole, time.monotonic() - begun
+        chance = random.Random(f"{seed}/{number}")
+        result = play(Round(folder / f"{number}-{fault}", world, chance, *wholes[world], launch), fault)
+        results.append(result)
+        details = f"{fault}, {world} process(es), {result.seconds:.0f} s: {result.outcome}"
+        print(f"{number + 1} of {rounds}: {details}{result.what and f' ({result.what})'}", flush=True)
+    return results
+
+
+def print_table(results: list[Result]) -> None:
+    """Print what became of every fault."""
+    rows: list[tuple[str, ...]] = [
+        ("fault", "rounds", "bit-equal", "failed", "skipped", "resumed", "lost steps", "s a round", "of which")
+    ]
+    for fault in sorted({result.fault for result in results}):
+        own = [result for result in results if result.fault == fault]
+        outcomes = Counter(result.outcome for result in own)
+        kinds = Counter(f"{result.world}p {result.what}".strip() for result in own)
+        rows.append(
+            (
+                fault,
+                *map(str, (len(own), outcomes["bit-equal"], outcomes["failed"], outcomes["skipped"])),
+                str(sum(result.resumed for result in own)),
+                str(max(result.lost for result in own)),
+                f"{sum(result.seconds for result in own) / len(own):.1f}",
+                ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
     print("lost steps: most that were done twice; every start went on from the newest good checkpoint")
-    return good
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2, help="of each fault")
+    parser.add_argument("--rounds", type=int, default=len(FAULTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--faults", nargs="+", default=list(FAULTS), choices=FAULTS, metavar="NAME", help=", ".join(FAULTS)
     )
-    parser.add_argument("--launcher", choices=("fork", "accelerate"), default="fork")
-    arguments: Any = parser.parse_args()
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="fork")
+    arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    good = campaign(folder, arguments.rounds, arguments.seed, arguments.faults, arguments.launcher)
+    results = campaign(folder, arguments.rounds, arguments.seed, arguments.faults, arguments.launcher)
+    print_table(results)
+    good = all(result.outcome != "failed" for result in results)
     if good:
         shutil.rmtree(folder)
     sys.exit(not good)

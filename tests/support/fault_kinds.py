@@ -28,7 +28,7 @@ def moment_of_a_save(round_: Round, run: Start) -> bool:
     name = f"step-{step:08d}"
     moments = {
         "begun": lambda: (folder / f"{name}.tmp").exists(),
-        "written": lambda: any(folder.glob(f"{name}.tmp/*.distcp")),
+        "written": lambda: any(folder.glob(f"{name}.tmp/*")),
         "described": lambda: (folder / f"{name}.tmp" / "manifest.json").exists(),
         "named": lambda: (folder / name).exists(),
         "pruned": lambda: step > 2 * EVERY and not (folder / f"step-{step - 2 * EVERY:08d}" / "manifest.json").exists(),
@@ -62,9 +62,9 @@ def kill_in_save(round_: Round) -> None:
 def damage(round_: Round) -> None:
     """The newest checkpoint is damaged between two starts."""
     with round_.start() as run:
-        run.wait(lambda: len(round_.committed()) > 1, 0.01)
+        run.wait(lambda: len(round_.list_checkpoints()) > 1, 0.01)
         run.die(list(range(round_.world)))
-    older, newest = round_.committed()[-2:]
+    older, newest = round_.list_checkpoints()[-2:]
     if newest.suffix == ".tmp":  # it died just before this, which the next start makes up for
         newest = newest.rename(newest.with_suffix(""))
     path = round_.random.choice(sorted(path for path in newest.iterdir() if path.stat().st_size))
@@ -112,7 +112,7 @@ def send_signal(round_: Round, arrive: Callable[[Round, Start], object]) -> None
         at = re.search(r"saved after step|before the first step", (round_.run_dir / MARKER).read_text())
         expect(at, "the marker does not say what is saved")
         assert at is not None
-        cut = round_.committed() and read_manifest(round_.committed()[-1]).progress.owes_validation
+        cut = round_.list_checkpoints() and read_manifest(round_.list_checkpoints()[-1]).progress.owes_validation
         round_.what = f"marker, {'validation cut short' if cut else at[0]}"
     elif ended:
         expect(not any(codes), f"the weights of the end, and exit codes {codes}")
@@ -154,7 +154,7 @@ def stop(round_: Round) -> None:
     round_.settings.append(f"train.timeout={timeout}")
     rank = round_.random.randrange(round_.world)
     with round_.start() as run:
-        run.wait(lambda: bool(round_.committed()), 0.01)
+        run.wait(lambda: bool(round_.list_checkpoints()), 0.01)
         run.join(round_.random.uniform(0, round_.life / 4))
         run.kill(signal.SIGSTOP, [rank])
         run.join(timeout + 11)
@@ -173,7 +173,7 @@ def stop(round_: Round) -> None:
 def take_over(round_: Round) -> None:
     """All ranks are stopped for long, and another start takes the folder over; they wake up and leave it alone."""
     with round_.start() as run:
-        run.wait(lambda: bool(round_.committed()), 0.01)
+        run.wait(lambda: bool(round_.list_checkpoints()), 0.01)
         run.kill(signal.SIGSTOP, list(range(round_.world)))
         said = round_.again()
         expect("taken over from process" in said, "takes the folder of a run that may live")
@@ -237,7 +237,7 @@ def not_finite(round_: Round) -> None:
     expect(int(message[1]) == step + 1, f"names step {message[1]}, not {step + 1}")
     expect(int(message[2]) <= position <= int(message[3]), f"names {message[0]}, not {position}")
     expect(f"sample {sample.key}" in text, f"does not name sample {sample.key}")
-    expect(all(int(path.name[5:13]) <= step for path in round_.committed()), "has saved what is not finite")
+    expect(all(int(path.name[5:13]) <= step for path in round_.list_checkpoints()), "has saved what is not finite")
     Path(str(tar)).write_bytes(original)
     with round_.start() as run:
         expect(not any(run.finish()), "does not go on with sound data")
@@ -283,7 +283,7 @@ def read_only(round_: Round) -> None:
     with mounted(round_.run_dir, "size=64m"):
         with round_.start() as run:
             if round_.random.random() < 0.5:
-                run.wait(lambda: bool(round_.committed()), 0.01)
+                run.wait(lambda: bool(round_.list_checkpoints()), 0.01)
             run.die(list(range(round_.world)))
         command = ["mount", "-o", "remount,ro", str(round_.run_dir)]
         end = time.monotonic() + 20

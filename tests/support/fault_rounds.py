@@ -201,7 +201,7 @@ class Round:
 
     def again(self, step: int | None = None) -> str:
         """Start it until its end, from the newest checkpoint or that of `step`; return what it says."""
-        newest = int(self.committed()[-1].name[5:13]) if self.committed() else 0
+        newest = int(self.list_checkpoints()[-1].name[5:13]) if self.list_checkpoints() else 0
         expected, done = newest if step is None else step, max(curve(self.run_dir, "train/total"), default=(0, 0))[0]
         with self.start() as run:
             codes = run.finish()
