@@ -1,4 +1,4 @@
-"""The errors that are told in one message: what a user can put right, and the loss of a process."""
+"""Errors that end a command with one message, and the exit code of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 class StorageError(UserError):
-    """What the machine could not do, such as write to a full disk: told like a refusal, but the input was good."""
+    """Something that the machine could not do, such as write to a full disk; the input was good."""
 
 
 class PeerLostError(Exception):
@@ -26,7 +26,7 @@ class PeerLostError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says, on one line and without the end of a very long text."""
+    """Return the message of an error on one line and without the end of a very long text."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

@@ -78,18 +78,18 @@ def without_index(shards: Path) -> str:
 
 def empty_tar(shards: Path) -> str:
     (shards / "shard-000001.tar").write_bytes(b"")
-    return "shard-000001.tar: 0 bytes, but the index says 1,269,760"
+    return "shard-000001.tar: 0 bytes, but 1,269,760 in the index"
 
 
 def truncated(shards: Path) -> str:
     with (shards / "shard-000001.tar").open("r+b") as file:
         file.truncate(1_000_000)
-    return "shard-000001.tar: 1,000,000 bytes, but the index says 1,269,760: truncated"
+    return "shard-000001.tar: 1,000,000 bytes, but 1,269,760 in the index: truncated"
 
 
 def of_another_tar(shards: Path) -> str:
     shutil.copy(shards / "shard-000002.tar", shards / "shard-000001.tar")
-    return "shard-000001.tar: 1,126,400 bytes, but the index says 1,269,760"
+    return "shard-000001.tar: 1,126,400 bytes, but 1,269,760 in the index"
 
 
 def broken_index(shards: Path) -> str:

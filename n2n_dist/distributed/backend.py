@@ -1,4 +1,4 @@
-"""Processes and devices. All that differs between one process, DDP and DeepSpeed stands here and in zero.py.
+"""Processes and devices. All that differs between one process, DDP and DeepSpeed is here and in zero.py.
 
 Accelerate starts and wraps the run; the launch file chooses the backend. Rank and world size are taken from
 torch.distributed: under DeepSpeed on a CPU Accelerate itself says 1.
@@ -41,7 +41,7 @@ class Backend:
         threads: int | None = None,
         watchdog: Watchdog | None = None,
     ) -> None:
-        """Start Accelerate and, where the launch file says so, DeepSpeed.
+        """Start Accelerate and, if the launch file chooses it, DeepSpeed.
 
         Args:
             plan: the batch arithmetic.
@@ -167,7 +167,7 @@ class Backend:
         norm = self.accelerator.clip_grad_norm_(model.parameters(), self.clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
-        if self.zero and optimizer.step_was_skipped:  # without a word, and on all ranks
+        if self.zero and optimizer.step_was_skipped:  # without a message, and on all ranks
             norm = float("inf")
         return torch.as_tensor(norm, dtype=torch.float32, device=self.device).detach()
 

@@ -1,4 +1,4 @@
-"""What becomes of a run when one of its processes dies or hangs: the others notice, say so, and end.
+"""Lost processes: if one of a run dies or hangs, the others notice, report it, and end.
 
 A process that dies closes its connections, and the others' libraries raise an error at once. One that hangs, or a
 machine that loses its power, closes nothing: a thread notices that there is no progress. It ends the process itself,
@@ -25,18 +25,18 @@ ANSWER_SECONDS = 5.0
 MARGIN_SECONDS = 60.0
 """By how much the libraries' own timeouts are later: their messages name no process."""
 GONE = re.compile(r"closed|reset|broken pipe|timed? ?out|remote process|ncclRemoteError", re.IGNORECASE)
-"""What gloo, NCCL and torch's store say when another process does not answer."""
+"""Messages of gloo, NCCL and torch's store when another process does not answer."""
 CONTINUE = "the same command continues after the last checkpoint"
 
 
 def peer_lost(error: BaseException) -> PeerLostError | None:
-    """Return what an error of torch.distributed means to the user, if it is that another process is gone."""
+    """Return the error for the user, if an error of torch.distributed means that another process is lost."""
     text = " ".join(str(error).split())
     ours = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
     if not ours or not GONE.search(text):
         return None
     return PeerLostError(
-        f"another process of this run is gone ({text[:200]}). It was killed, ran out of memory or failed with a "
+        f"another process of this run is lost ({text[:200]}). It was killed, ran out of memory or failed with a "
         f"message of its own, or the network did; {CONTINUE}"
     )
 
@@ -106,7 +106,7 @@ class Watchdog:
         if missing:
             named = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in missing[:4])
             more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-            return PeerLostError(f"{text}, and no answer from {named}{more}: it is stopped, or gone; {CONTINUE}")
+            return PeerLostError(f"{text}, and no answer from {named}{more}: it is stopped, or lost; {CONTINUE}")
         return PeerLostError(
             f"{text}, although all processes are alive: one of them waits for its storage, or a step takes as long; "
             f"raise it in that case. {CONTINUE[0].upper() + CONTINUE[1:]}"

@@ -12,7 +12,7 @@ from n2n_dist.devices import use_gpu
 from n2n_dist.distributed.batch import BatchPlan
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps of every parameter, besides the number of its steps."""
+"""AdamW's state of every parameter, besides the number of its steps."""
 
 
 class Plugin(accelerate.DeepSpeedPlugin):

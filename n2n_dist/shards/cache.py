@@ -35,7 +35,7 @@ TRIES = 6
 
 
 class SourceUnavailableError(UserError):
-    """A file that cannot be had: its source is gone, or the cache cannot be written. No other sample can replace it."""
+    """A file that cannot be fetched, or a cache that cannot be written; no other sample can replace it."""
 
 
 def location(text: str) -> Path | str:

@@ -2,7 +2,7 @@
 
 A sample KEY is `KEY.json` (source, scene, tile origin, black and white level, bit depth), `KEY.0.<ext>`,
 `KEY.1.<ext>`, ... (one member a capture) and optionally `KEY.clean.<ext>` (a reference). `KEY.<ext>` from a
-tar written by others is one capture. Beside `NAME.tar` stands `NAME.index.json`, the offset and size of every
+tar written by others is one capture. Beside `NAME.tar` is `NAME.index.json`, the offset and size of every
 member, read only when a sample of that shard is; `index.json` lists the shards. A folder of shards may lie on this
 machine or behind a URL.
 
@@ -119,7 +119,7 @@ class Index:
         """Check that the cache can hold the shards that are in use at once.
 
         Args:
-            streams: places of the epoch that this machine reads from.
+            streams: of the order, those that this machine reads.
 
         Raises:
             UserError: names both numbers.
@@ -223,6 +223,6 @@ def check_tar(tar: Path, shard: Shard) -> None:
     for path, size in ((tar, shard.bytes), (members, shard.index_bytes)):
         if path.stat().st_size != size:
             raise UserError(
-                f"{path}: {path.stat().st_size:,} bytes, but the index says {size:,}: truncated, or written since it "
+                f"{path}: {path.stat().st_size:,} bytes, but {size:,} in the index: truncated, or written since it "
                 f"was indexed; copy it again, or {reindex(tar.parent)}"
             )

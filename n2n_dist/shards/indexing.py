@@ -20,7 +20,7 @@ IMAGE_EXTENSIONS = ("npy", "png", "webp", "tif", "tiff", "jpg", "jpeg")
 
 
 def write_index(folder: Path, black: float | None = None, white: float | None = None) -> list[Shard]:
-    """Index every `*.tar` of a folder, whoever wrote it.
+    """Index every `*.tar` of a folder, also one written by another program.
 
     Args:
         folder: holds the tars.
@@ -131,7 +131,7 @@ def _scan(tar: Path, black: float | None, white: float | None) -> Iterator[Sampl
                 stem, _, extension = base.partition(".")
                 sample = members.setdefault(f"{folder}/{stem}".removeprefix("/"), {})
                 if extension in sample:
-                    raise UserError(f"{tar}: member {info.name!r} stands in it twice; build the tar again")
+                    raise UserError(f"{tar}: member {info.name!r} occurs twice; build the tar again")
                 sample[extension] = Member(extension.rpartition(".")[2].lower(), info.offset_data, info.size)
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile stops at a bad header
@@ -154,7 +154,7 @@ def _describe(
             return npy_stand_in(read(member, NPY_HEADER), member.size)
         return decode(read(member), f".{member.extension}")
 
-    images: dict[str, Member] = {}  # by what stands between key and extension: a number, `clean`, or nothing
+    images: dict[str, Member] = {}  # by the part between key and extension: a number, `clean`, or nothing
     for name, member in members.items():
         part = name.rpartition(".")[0]
         part = str(int(part)) if part.isdecimal() else part

@@ -1,6 +1,6 @@
-"""Members of tars: which samples there are, and windows of their images, read at any place.
+"""Members of tars: which samples there are, and windows of their images, read at any offset.
 
-A process keeps the last shards that it read from open, and of each the place of every sample's record: 8 bytes
+A process keeps the last shards that it read from open, and of each the offset of every sample's record: 8 bytes
 a sample, so that memory does not grow with the data set and hardly with the size of a shard.
 """
 
@@ -65,7 +65,7 @@ def read_window(tar: File, sample: Sample, member: Member, window: tuple[int, in
         window: top, left, height and width.
 
     Raises:
-        UserError: the bytes are not what the index says, or a value is not finite.
+        UserError: the bytes are not those that were indexed, or a value is not finite.
         SourceUnavailableError: the tar cannot be fetched.
 
     """
@@ -110,7 +110,7 @@ Identity = tuple[int, int]
 
 
 class _OpenFile:
-    """A file that stays open, read at any place, by any process that inherits it."""
+    """A file that stays open, read at any offset, by any process that inherits it."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)
@@ -157,7 +157,7 @@ def _read_at(file: File, size: int, offset: int) -> bytes:
 
 
 class Records:
-    """The list of members of one shard: where the record of each sample stands in it."""
+    """The list of members of one shard: the offset of each sample's record."""
 
     def __init__(self, tar: File, members: File, sha256: str) -> None:
         self._tar = tar
@@ -169,11 +169,11 @@ class Records:
                 _open(path).check()
         self._scan()
 
-    def sample(self, place: int) -> Sample:
-        """Return the description of the sample at `place` in the tar.
+    def sample(self, number: int) -> Sample:
+        """Return the description of a sample by its number in the tar.
 
         Raises:
-            UserError: it is not one, or another tar has taken the place of the one that was indexed.
+            UserError: it is not one, or the indexed tar was replaced by another one.
             SourceUnavailableError: the list cannot be fetched.
 
         """
@@ -183,7 +183,7 @@ class Records:
             raise self._refusal(error) from None
         if replaced:
             self._scan()
-        return self._read(place)
+        return self._read(number)
 
     def _scan(self) -> None:
         """Look at the list, and whether the tar is the one that it describes."""
@@ -201,8 +201,8 @@ class Records:
         _check_members(self._tar, [self._read(0), self._read(len(self._ends) - 2)])
         self._known = known
 
-    def _read(self, place: int) -> Sample:
-        start, end = self._ends[place : place + 2].tolist()
+    def _read(self, number: int) -> Sample:
+        start, end = self._ends[number : number + 2].tolist()
         try:
             text = _read_at(self._members, end - start - 1, start + 1).decode()
             record, length = _decode_one(text)
@@ -227,7 +227,7 @@ class Records:
 def _scan_records(data: bytes) -> np.ndarray:
     """Return where the elements of a JSON list end, int64 [elements + 1], the first entry that of its bracket.
 
-    Between two ends stand a separator of one character and an element.
+    Between two ends are a separator of one character and an element.
     """
     text = data.decode("latin-1")  # one character a byte
     end, ends = 0, [0]
@@ -260,7 +260,7 @@ def _check_members(tar: File, samples: Sequence[Sample]) -> None:
             header = tarfile.TarInfo()
         except (OSError, ValueError) as error:
             raise UserError(f"{tar}: cannot be read ({error})") from None
-        # the header cuts a long name, and may hold other letters in the place of those that are not ASCII
+        # the header cuts a long name, and replaces letters that are not ASCII
         name = header.name.removeprefix("./")
         if header.size != member.size or (key.isascii() and name[: len(key)] != key[: len(name)]):
             raise UserError(f"{tar}: is not the tar that was indexed; {_repair(tar)}")
