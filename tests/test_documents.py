@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -159,6 +160,13 @@ def test_the_settings_exist(document: str) -> None:
 def test_the_page_of_settings_is_that_of_the_code() -> None:
     written = runpy.run_path(str(processes.ROOT / "docs/settings.py"))["page"]()
     assert (processes.ROOT / "docs/settings.md").read_text() == written, "run: python docs/settings.py"
+
+
+def test_the_layers_are_those_that_are_checked() -> None:
+    contract = tomllib.loads((processes.ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    text = (processes.ROOT / "docs/architecture.md").read_text().partition("## Layers")[2].partition("\n## ")[0]
+    shown = re.findall(r"^    (\S.*?)  ", text, re.MULTILINE)
+    assert shown == [layer.replace("n2n_dist.", "") for layer in contract["layers"]]
 
 
 def test_every_page_is_found_from_the_readme() -> None:
