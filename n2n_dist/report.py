@@ -1,4 +1,4 @@
-"""What a run says on the terminal: its plan, its start, its scores and its end."""
+"""Texts of a run on the terminal: its plan, start, scores and end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def start(
     order: Order,
     network: nn.Module,
 ) -> str:
-    """Describe world, batch, data, network, and what is learned, with warnings where that is not the clean image."""
+    """Describe processes, batch, data, network and estimand, with warnings where that is not the clean image."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     precision = "fp32" if backend.dtype is None else "bf16 autocast"
     targets = " (clean targets)" if config.pairs.supervised else ""
@@ -62,7 +62,7 @@ def plan(
     network: nn.Module,
     seconds_per_step: float,
 ) -> str:
-    """Describe the run, with the memory and time of the steps that were just tried."""
+    """Describe the run, with the memory and time of the steps that were tried."""
     return "\n".join(
         [
             start(config, backend, index, order, network),
@@ -76,7 +76,7 @@ def plan(
 
 
 def continuing(progress: TrainState, steps: int) -> str:
-    """Say where the run goes on, and what another number of steps does."""
+    """Describe a continuation, and the effect of another number of steps."""
     text = f"continuing after step {progress.step:,} of {steps:,}"
     if progress.steps != steps:
         text += f"\ntrain.steps was {progress.steps:,}: the cosine of the learning rate now ends at step {steps:,}"
@@ -84,7 +84,7 @@ def continuing(progress: TrainState, steps: int) -> str:
 
 
 def scores(step: int, values: dict[str, float]) -> str:
-    """Put one validation on one line; where uPSNR is only a bound, it stands as `>=`."""
+    """Format a validation on one line; a uPSNR that is only a bound is written with `>=`."""
     bounds = {name for name in values if values.get(f"{name}_low") == values[name] < values[f"{name}_high"]}
     return f"step {step:,}: " + ", ".join(
         f"{name} {'>= ' if name in bounds else ''}{value:.4g}" for name, value in values.items()
@@ -92,7 +92,7 @@ def scores(step: int, values: dict[str, float]) -> str:
 
 
 def end(run_dir: Path, progress: TrainState, validated: bool) -> str:
-    """Say what came out and what to do next."""
+    """Describe the result and the next command."""
     best = f", best validation score {progress.best:.2f} dB" if progress.best is not None else ""
     return "\n".join(
         [
@@ -104,7 +104,7 @@ def end(run_dir: Path, progress: TrainState, validated: bool) -> str:
 
 
 def stopped(progress: TrainState, received: tuple[str, float]) -> str:
-    """Say where a signal, its name and the seconds since then given by `received`, stopped the run."""
+    """Describe a stop by a signal, given its name and the seconds since then."""
     name, seconds = received
     done = f"saved after step {progress.step:,}" if progress.step else "before the first step, nothing to save"
     return (
@@ -115,7 +115,7 @@ def stopped(progress: TrainState, received: tuple[str, float]) -> str:
 
 
 def _machines(backend: Backend) -> str:
-    """Name the machines and their kind of device."""
+    """List the machines and their kind of device."""
     device = torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else "cpu"
     hosts = list(dict.fromkeys(backend.hosts))
     named = ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")

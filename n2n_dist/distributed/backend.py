@@ -1,4 +1,4 @@
-"""Processes and devices. All that differs between one process, DDP and DeepSpeed is here and in zero.py.
+"""Processes and devices: everything that differs between one process, DDP and DeepSpeed is here and in zero.py.
 
 Accelerate starts and wraps the run; the launch file chooses the backend. Rank and world size are taken from
 torch.distributed: under DeepSpeed on a CPU Accelerate itself says 1.
@@ -31,7 +31,7 @@ BUCKET_MB = 4
 
 
 class Backend:
-    """One process's view of the run."""
+    """The processes of a run, seen from one of them. A method that is called collective must be called by all ranks."""
 
     def __init__(
         self,
@@ -48,10 +48,10 @@ class Backend:
             clip: largest gradient norm; 0 for no clipping.
             dtype: type of the matrix products, None for float32.
             threads: threads on a CPU; default the cores divided by the ranks of this machine.
-            watchdog: ends this process when other ranks do not answer.
+            watchdog: ends this process when other ranks give no answer.
 
         Raises:
-            UserError: ZeRO-3, or processes that found no common world.
+            UserError: ZeRO-3, or processes that form no common world.
 
         """
         self.plan = plan
@@ -67,7 +67,7 @@ class Backend:
             timeout = timedelta(seconds=watchdog.timeout + MARGIN_SECONDS)
             handlers.append(accelerate.InitProcessGroupKwargs(timeout=timeout))
             if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
-                _meet_again(timeout)
+                _rendezvous_after_restart(timeout)
         arguments: dict[str, Any] = {"gradient_accumulation_plugin": accumulation, "mixed_precision": "no"}
         self.name = "single process"
         if self.zero:
@@ -125,12 +125,12 @@ class Backend:
 
     @property
     def machine_slots(self) -> range:
-        """Places of every batch that the ranks of this machine take."""
+        """Slots of every batch that the ranks of this machine read."""
         share, first = self.plan.batch // self.world_size, self.rank - self.local_rank
         return range(first * share, (first + int(os.environ.get("LOCAL_WORLD_SIZE", 1))) * share)
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, example: torch.Tensor) -> tuple[nn.Module, Any]:
-        """Return model and optimiser that reduce gradients over the ranks; their parameters stay the same objects.
+        """Wrap model and optimiser so that gradients are reduced over the ranks; parameters stay the same objects.
 
         Args:
             model: the network, on this rank's device.
@@ -174,23 +174,23 @@ class Backend:
     def moments(self, optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return AdamW's moments of a parameter, by name and of its shape, after a step or a continuation.
 
-        Under ZeRO they are gathered: all ranks must call this for the same parameter.
+        Under ZeRO they are gathered: collective, for the same parameter.
         """
         if self.zero:
             return zero.gather_moments(parameter)
         return {key: optimizer.state[parameter][key] for key in zero.MOMENTS}
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Add a tensor over all ranks, which must all call this."""
+        """Sum a tensor over all ranks. Collective."""
         values = values.detach().to(self.device, copy=True)
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def new_group(self) -> dist.ProcessGroup | None:
-        """Return a group of all ranks for another thread, on the CPU; None for one process.
+        """Return a gloo group of all ranks for another thread; None for one process.
 
-        Ranks may wait in it for long, as for a slow disk, while the run makes progress: the watchdog says if it does.
+        It has no timeout of its own: ranks may wait in it for a slow disk, and the watchdog decides what is too long.
         """
         if self.world_size == 1:
             return None
@@ -214,56 +214,55 @@ class Backend:
         return [value for _, value in gathered]
 
     def run_on_all_ranks(self, action: Callable[[], T]) -> T:
-        """Run `action` on every rank and return each rank's own result.
+        """Run `action` on every rank and return each rank's own result. Collective.
 
         Raises:
-            UserError: on all ranks, what one of them has to refuse; names its machine where there are several.
+            UserError, StorageError: on all ranks, the error of any; names its machine where there are several.
 
         """
-        result, refusal = None, None
+        result, raised = None, None
         try:
             result = action()
-        except UserError as error:
-            refusal = error if len(set(self.hosts)) == 1 else type(error)(f"on {self.hosts[self.rank]}: {error}")
-        self.all_gather_or_raise(refusal)
+        except (UserError, StorageError) as error:
+            raised = error if len(set(self.hosts)) == 1 else type(error)(f"on {self.hosts[self.rank]}: {error}")
+        self.all_gather_or_raise(raised)
         return cast(T, result)
 
     def run_on_rank0(self, action: Callable[[], T]) -> T:
-        """Run `action` on rank 0 and return its result on all ranks.
+        """Run `action` on rank 0 and return its result on all ranks. Collective.
 
         Raises:
-            UserError: on all ranks, what the action refused.
-            StorageError: on all ranks, what it could not write.
+            UserError, StorageError: on all ranks, the error of the action.
 
         """
         outcome: list[Any] = [None]
-        refusal = None
+        raised: Exception | None = None
         if self.is_main:
             try:
                 outcome[0] = action()
-            except UserError as error:
-                refusal = error
+            except (UserError, StorageError) as error:
+                raised = error
             except OSError as error:
-                refusal = StorageError(
+                raised = StorageError(
                     f"{error.filename}: cannot be written ({error.strerror}); make room or use another run.dir"
                 )
-        self.all_gather_or_raise(refusal)
+        self.all_gather_or_raise(raised)
         if self.world_size > 1:
             dist.broadcast_object_list(outcome, src=0)
         return outcome[0]
 
     def close(self) -> None:
-        """Leave the world, so that no rank waits for another one at exit."""
+        """Destroy the process group, so that no rank waits for another one at exit."""
         self.watchdog.stop()
         self.accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _meet_again(timeout: timedelta) -> None:
-    """Form the world after the launcher's --max_restarts has started its processes again.
+def _rendezvous_after_restart(timeout: timedelta) -> None:
+    """Form the process group after the launcher's --max_restarts has started its processes again.
 
-    The store outlives them, and with it the addresses of those that are dead: so these meet under other keys.
+    The store outlives the processes, and with it the addresses of those that have died: a new prefix hides them.
     """
     store, rank, world_size = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)

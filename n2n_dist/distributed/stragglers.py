@@ -19,14 +19,14 @@ class Stragglers:
     """Finds a rank that all others wait for."""
 
     def __init__(self, hosts: Sequence[str]) -> None:
-        """Begin; `hosts` names the machine of each rank."""
+        """Start; `hosts` names the machine of each rank."""
         self.hosts = hosts
         self._sums: list[float] | None = None  # of the first point, where the networks compile, nothing is concluded
         self._since = time.monotonic()
-        self._said: dict[int, float] = {}
+        self._warned_at: dict[int, float] = {}
 
     def add(self, times: Sequence[float]) -> list[str]:
-        """Take each rank's own time since the last point; return, once in a while, a warning."""
+        """Add each rank's own seconds since the last point; return a warning at most every ten minutes and rank."""
         now = time.monotonic()
         if self._sums is None:
             self._sums, self._since = [0.0] * len(times), now
@@ -37,9 +37,9 @@ class Stragglers:
         slowest, usual = max(self._sums), median_low(self._sums)
         rank = self._sums.index(slowest)
         self._sums, self._since = [0.0] * len(times), now
-        if slowest < STRAGGLER_RATIO * usual or now - self._said.get(rank, -math.inf) < SILENCE_SECONDS:
+        if slowest < STRAGGLER_RATIO * usual or now - self._warned_at.get(rank, -math.inf) < SILENCE_SECONDS:
             return []
-        self._said[rank] = now
+        self._warned_at[rank] = now
         return [
             f"rank {rank} on {self.hosts[rank]} is slow, and all wait for it: its data and forward passes take "
             f"{slowest / usual:.1f} times as long as the median rank's; look there for other programs, a throttled "

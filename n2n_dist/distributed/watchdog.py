@@ -1,4 +1,4 @@
-"""Lost processes: if one of a run dies or hangs, the others notice, report it, and end.
+"""The end of a run of which one process dies or hangs: the others notice, name it, and end.
 
 A process that dies closes its connections, and the others' libraries raise an error at once. One that hangs, or a
 machine that loses its power, closes nothing: a thread notices that there is no progress. It ends the process itself,
@@ -24,19 +24,19 @@ ANSWER_SECONDS = 5.0
 """How long the processes that are alive are given to answer; all of them notice within a step and a tick."""
 MARGIN_SECONDS = 60.0
 """By how much the libraries' own timeouts are later: their messages name no process."""
-GONE = re.compile(r"closed|reset|broken pipe|timed? ?out|remote process|ncclRemoteError", re.IGNORECASE)
-"""Messages of gloo, NCCL and torch's store when another process does not answer."""
+PEER_LOST = re.compile(r"closed|reset|broken pipe|timed? ?out|remote process|ncclRemoteError", re.IGNORECASE)
+"""Messages of gloo, NCCL and torch's store where another process gives no answer."""
 CONTINUE = "the same command continues after the last checkpoint"
 
 
 def peer_lost(error: BaseException) -> PeerLostError | None:
-    """Return the error for the user, if an error of torch.distributed means that another process is lost."""
+    """Return the error to report where one of torch.distributed means that another process has died; else None."""
     text = " ".join(str(error).split())
     ours = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
-    if not ours or not GONE.search(text):
+    if not ours or not PEER_LOST.search(text):
         return None
     return PeerLostError(
-        f"another process of this run is lost ({text[:200]}). It was killed, ran out of memory or failed with a "
+        f"another process of this run was lost ({text[:200]}). It was killed, ran out of memory or failed with a "
         f"message of its own, or the network did; {CONTINUE}"
     )
 
@@ -45,7 +45,7 @@ class Watchdog:
     """Ends this process when the run makes no progress."""
 
     def __init__(self, timeout: float, on_loss: Callable[[PeerLostError], None]) -> None:
-        """Watch nothing yet.
+        """Prepare; `start` begins.
 
         Args:
             timeout: seconds without progress. Only those are counted in which this process runs: one that is stopped
@@ -64,11 +64,11 @@ class Watchdog:
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def progress(self) -> None:
-        """Note that the ranks have done something together."""
+        """Note a collective that has succeeded."""
         self._ticks = 0
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._stopped.set()
 
     def _watch(self) -> None:
@@ -90,7 +90,7 @@ class Watchdog:
         os._exit(1)
 
     def _call(self, missing: list[int]) -> None:
-        """Leave in `missing` the ranks that do not answer."""
+        """Reduce `missing` to the ranks that give no answer."""
         names = [f"n2n_dist/answer/{rank}" for rank in range(len(self._hosts))]
         with contextlib.suppress(dist.DistError):  # the process that holds the store has ended
             store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own
@@ -106,7 +106,7 @@ class Watchdog:
         if missing:
             named = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in missing[:4])
             more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-            return PeerLostError(f"{text}, and no answer from {named}{more}: it is stopped, or lost; {CONTINUE}")
+            return PeerLostError(f"{text}, and no answer from {named}{more}: it is stopped or has died; {CONTINUE}")
         return PeerLostError(
             f"{text}, although all processes are alive: one of them waits for its storage, or a step takes as long; "
             f"raise it in that case. {CONTINUE[0].upper() + CONTINUE[1:]}"

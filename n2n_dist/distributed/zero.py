@@ -51,7 +51,7 @@ def configuration(stage: int, plan: BatchPlan, clip: float, dtype: torch.dtype |
 
 
 def gather_moments(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the moments of a parameter, whole and of its shape; all ranks must call this for the same parameter."""
+    """Return the moments of a parameter, whole and of its shape. Collective, for the same parameter."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     return {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}

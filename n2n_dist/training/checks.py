@@ -1,4 +1,4 @@
-"""What a run is refused for at its start, and what stops it on all ranks at the same step."""
+"""Checks that refuse a run at its start, and those that stop it on all ranks at the same step."""
 
 from __future__ import annotations
 

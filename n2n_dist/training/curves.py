@@ -1,4 +1,4 @@
-"""What a run shows: TensorBoard, image panels, the progress bar and the lines on the terminal. Rank 0 only."""
+"""Curves, panels, the progress bar and the lines on the terminal, all by rank 0."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ CHARTS = {
     "images per second": ["speed/images_per_second"],
     "share of the time waiting for data": ["speed/waiting_for_data"],
 }
-"""What to look at first, on TensorBoard's page of custom scalars: title of a chart, and its curves."""
+"""Charts of TensorBoard's page of custom scalars: title, and patterns of its curves."""
 CLOCK_WAIT_SECONDS = 3.0
 """Longest wait for a clock that is behind that of the machine where the run was before."""
 
 
 class Curves:
-    """Writes curves and panels; on other ranks than 0 it does nothing.
+    """Writes curves and panels to TensorBoard; does nothing on other ranks than 0.
 
-    Where they cannot be written, as on a full disk, the run goes on without them and says so.
+    Where they cannot be written, as on a full disk, the run goes on without them and prints a warning.
     """
 
     def __init__(self, run_dir: Path, step: int, steps: int, main: bool) -> None:
-        """Continue the curves after `step`: points that a killed run wrote beyond it disappear."""
+        """Continue the curves after `step`: points beyond it, which a killed run wrote, are purged."""
         self.run_dir = run_dir
         self.main = main
         self.bar = tqdm(
@@ -67,7 +67,7 @@ class Curves:
     def point(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point of the training curves, and show loss and speed at the progress bar.
 
-        The second point, after all that a start takes, also says how long an epoch will take.
+        The second point, without the time that a start takes, also prints the time of an epoch.
         """
         self.scalars(step, values)
         loss, speed, epoch = (
@@ -79,7 +79,7 @@ class Curves:
             self.say(f"time     {duration(60 * epoch)} an epoch at {speed:.1f} images/s, without validation")
 
     def text(self, name: str, text: str) -> None:
-        """Show a text, such as the configuration, in TensorBoard."""
+        """Add a text, such as the configuration, to TensorBoard."""
         self._write(lambda writer: writer.add_text(name, "    " + text.replace("\n", "\n    "), 0))
 
     def settings(self, settings: Mapping[str, object], measured: Sequence[str]) -> None:
@@ -101,14 +101,14 @@ class Curves:
         panels: Mapping[str, Sequence[Sequence[torch.Tensor]]],
         settings: Mapping[str, object],
     ) -> None:
-        """Show a validation: a point of each score, the run's settings beside the scores, and the panels."""
+        """Add a validation: a point of each score, the run's settings beside the scores, and the panels."""
         points = {f"validation/{name.removeprefix('validation/')}": value for name, value in scores.items()}
         self.scalars(step, points)
         self.settings(settings, [name for name in points if "noisy" not in name])
         self.panels(step, panels)
 
     def panels(self, step: int, panels: Mapping[str, Sequence[Sequence[torch.Tensor]]]) -> None:
-        """Show each set's rows of images [C, H, W] (noisy | denoised | reference), also as RUN/samples/*.png."""
+        """Add each set's rows of images [C, H, W] (noisy | denoised | reference), also as RUN/samples/*.png."""
 
         def add(writer: SummaryWriter) -> None:
             for name, rows in panels.items():
@@ -128,7 +128,7 @@ class Curves:
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Finish the bar and the event file."""
+        """Close the bar and the event file."""
         self.bar.close()
         self._write(SummaryWriter.close)
 
@@ -137,9 +137,9 @@ class Curves:
             return
         try:
             if self.writer is None:
-                self.run_dir.stat()  # one that is gone is not made again
-                if not self.failed:  # a writer after a failure only adds, so that its place does not matter
-                    self._await_turn()
+                self.run_dir.stat()  # a removed run folder is not made again
+                if not self.failed:  # a writer after a failure only adds, so that its order does not matter
+                    self._wait_until_last()
                 self.writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self._purge_step)
                 self._purge_step = None
             add(self.writer)
@@ -152,7 +152,7 @@ class Curves:
             self.failed = True
             self.writer = None  # one that has failed is of no use any more
 
-    def _await_turn(self) -> None:
+    def _wait_until_last(self) -> None:
         """Wait until a new event file would come last: TensorBoard reads them by name, and a name begins with a second.
 
         Points of a file that is read later would replace those of a continued run.
@@ -164,8 +164,8 @@ class Curves:
         ahead = int(last.name.split(".")[3]) + 1 - time.time()
         if ahead > CLOCK_WAIT_SECONDS:
             self.say(
-                f"{last}: dated {ahead:.0f} seconds ahead of this machine's clock, so TensorBoard shows its points in "
-                "place of this run's; rename it, and all others dated ahead, to an earlier number, and set the clock "
+                f"{last}: dated {ahead:.0f} seconds ahead of this machine's clock, so TensorBoard shows its points "
+                "instead of this run's; rename it, and all others dated ahead, to an earlier number, and set the clock "
                 "that is wrong"
             )
         elif ahead > 0:
@@ -173,7 +173,7 @@ class Curves:
 
 
 def duration(seconds: float) -> str:
-    """Say how long something takes."""
+    """Format a duration."""
     if seconds < 90:
         return f"{seconds:.1f} seconds"
     minutes = seconds / 60

@@ -1,4 +1,4 @@
-"""Number formats and memory layout: autocast, channels_last, compile."""
+"""Number formats and memory layout: autocast, channels_last, compilation."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def compile_blocks(model: nn.Module, features: nn.Module | None, settings: Train
 
 
 def memory_format(settings: TrainSettings) -> torch.memory_format:
-    """Return the layout for input images."""
+    """Return the memory layout of input images."""
     return torch.channels_last if settings.channels_last else torch.contiguous_format
 
 

@@ -24,7 +24,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on_later(tmp_path: Path) ->
         running.signal(signal.SIGSTOP, 1)
         running.ranks[0].join(30)
         assert running.ranks[0].exitcode == 1
-        message = f"no answer from rank 1 on {socket.gethostname()}: it is stopped, or lost"
+        message = f"no answer from rank 1 on {socket.gethostname()}: it is stopped or has died"
         said = "".join(running.texts(".err"))
         assert f"error: train.timeout 3: no progress for so many seconds, and {message}" in said
         assert message in (tmp_path / "error.txt").read_text()
@@ -105,6 +105,6 @@ def test_the_launcher_restarts_a_run_from_its_last_checkpoint(tmp_path: Path) ->
             if launcher.poll() is None:
                 os.killpg(launcher.pid, signal.SIGKILL)
     said = log.read_text()
-    assert "error: another process of this run is lost (" in said
+    assert "error: another process of this run was lost (" in said
     assert "of 200" in said.partition("continuing after step ")[2], said
     assert list(processes.curves(tmp_path / "run")["train/total"]) == list(range(20, 201, 20))

@@ -109,7 +109,7 @@ def test_a_rank_that_dies_takes_the_others_with_it(tmp_path: Path) -> None:
     assert finished.codes == [1, -9]
     assert finished.seconds < SOON
     message = (tmp_path / "error.txt").read_text()
-    assert message.startswith("another process of this run is lost (")
+    assert message.startswith("another process of this run was lost (")
     assert finished.err[0].endswith(f"error: {message}")
     assert "Traceback" not in finished.err[0]
 

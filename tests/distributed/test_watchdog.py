@@ -20,7 +20,7 @@ from n2n_dist.distributed.watchdog import peer_lost
 )
 def test_what_the_libraries_say_of_a_process_that_is_gone(error: Exception) -> None:
     lost = peer_lost(error)
-    assert str(lost).startswith("another process of this run is lost (")
+    assert str(lost).startswith("another process of this run was lost (")
     assert str(error)[:40] in str(lost)
     assert str(lost).endswith("the same command continues after the last checkpoint")
     assert "\n" not in str(lost)

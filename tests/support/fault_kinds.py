@@ -165,7 +165,7 @@ def stop(round_: Round) -> None:
         expect(0 not in codes, f"exit codes {codes}")
         own = text.partition("torch/distributed/elastic/")[0]  # the launcher prints one of its own
         expect("Traceback" not in own, "a traceback is printed")
-        expect(f"rank {rank} on " in text or "another process of this run is lost" in text, "no word of the rank")
+        expect(f"rank {rank} on " in text or "another process of this run was lost" in text, "no word of the rank")
         expect((round_.run_dir / "error.txt").is_file(), "no error.txt")
     round_.again()
 
