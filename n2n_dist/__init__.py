@@ -1,15 +1,18 @@
 """n2n_dist: train image denoisers from noisy images alone (Noise2Noise), on a laptop or a cluster.
 
-Importing the package is cheap: torch is loaded on the first call of `denoise`.
+Importing the package is cheap: each function loads what it needs on its first call.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from n2n_dist.audit.results import Audit
+    from n2n_dist.building.plan import Report
 
 __version__ = "0.1.0"
 
@@ -45,3 +48,49 @@ def denoise(
 
     image = Image.from_array(array, black=black, white=white)
     return denoise_image(load_model(weights), image).pixels.reshape(array.shape)
+
+
+def build(source_folder: str | Path, destination: str | Path, *, jobs: int = 1, **options: Any) -> Report:
+    """Cut the images of a folder into tiles and write them as shards, as `shards/build.py` does.
+
+    Args:
+        source_folder: holds the image files.
+        destination: new folder.
+        jobs: images that are read and cut at a time.
+        **options: fields of `n2n_dist.building.plan.Options`, such as `tile`, and of `n2n_dist.scenes.Grouping`, such
+            as `captures`.
+
+    Returns:
+        Counts of scenes and tiles, and a message for each scene that was skipped.
+
+    Raises:
+        n2n_dist.errors.UserError: no image, an option cannot be used, too many unreadable scenes, or `destination`
+            exists.
+
+    """
+    from dataclasses import fields
+
+    from n2n_dist.building.build import build
+    from n2n_dist.building.plan import Options
+    from n2n_dist.scenes import Grouping
+
+    grouping = {field.name: options.pop(field.name) for field in fields(Grouping) if field.name in options}
+    return build(Path(source_folder), Path(destination), Options(Grouping(**grouping), **options), jobs=jobs)
+
+
+def audit_folder(folder: str | Path) -> Audit:
+    """Measure the noise and damage of one folder of shards, as `shards/audit.py` does.
+
+    Args:
+        folder: holds `index.json` and the tars.
+
+    Returns:
+        The measurements, and the findings that they give.
+
+    Raises:
+        n2n_dist.errors.UserError: no index, or a tar that is missing or of another size.
+
+    """
+    from n2n_dist.audit.audit import audit_folder
+
+    return audit_folder(Path(folder))

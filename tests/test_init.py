@@ -51,3 +51,11 @@ def test_what_does_not_fit_is_refused(make_weights: Callable[..., Path], tmp_pat
         n2n_dist.denoise(pixels / 255, make_weights())
     with pytest.raises(UserError, match="not above black"):
         n2n_dist.denoise(pixels, make_weights(), black=5, white=5)
+
+
+def test_shards_are_built_and_audited(write_images: Callable[..., Path], tmp_path: Path) -> None:
+    report = n2n_dist.build(str(write_images("a/0.png", "a/1.png")), tmp_path / "out", captures="folder", tile=32)
+    audit = n2n_dist.audit_folder(tmp_path / "out")
+    assert (report.scenes, report.tiles, audit.samples, audit.captures) == (1, audit.samples, report.tiles, [2, 2])
+    with pytest.raises(UserError, match="--tile 1"):
+        n2n_dist.build(tmp_path, tmp_path / "other", tile=1)

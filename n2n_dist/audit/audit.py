@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from n2n_dist.audit.findings import find
-from n2n_dist.audit.page import draw, table
 from n2n_dist.audit.results import Audit, Noise, Pair
+from n2n_dist.audit.table import table
 from n2n_dist.errors import UserError
 from n2n_dist.files import write_json
 from n2n_dist.measure import noise_estimation, registration
@@ -39,16 +39,20 @@ HISTOGRAM = 200
 _ORIGIN = re.compile(r"(.+)-(\d{5,})-(\d{5,})")  # of a key that `build` wrote: scene, top, left
 
 
-def report(folder: Path, output: Path, samples: int = SAMPLES) -> None:
+def write_report(folder: Path, output: Path, samples: int = SAMPLES) -> None:
     """Audit a folder of shards and its `validation/`, print tables, and write `audit.json` and a page for each.
 
     A report of the same name in `output` is replaced.
 
     Raises:
-        UserError: as `audit`, or `output` cannot be written.
+        UserError: as `audit_folder`, or `output` cannot be written.
 
     """
-    audits = [audit(part, samples) for part in (folder, folder / VALIDATION) if part == folder or _is_indexed(part)]
+    from n2n_dist.audit.page import draw  # imports matplotlib, which takes a second
+
+    audits = [
+        audit_folder(part, samples) for part in (folder, folder / VALIDATION) if part == folder or _is_indexed(part)
+    ]
     try:
         output.mkdir(parents=True, exist_ok=True)
         contents = [{k: v for k, v in asdict(one).items() if k != "pictures"} for one in audits]
@@ -61,7 +65,7 @@ def report(folder: Path, output: Path, samples: int = SAMPLES) -> None:
     print(f"written: audit.json and {', '.join(path.name for path in sorted(output.glob('audit*.png')))} in {output}")
 
 
-def audit(folder: Path, samples: int = SAMPLES) -> Audit:
+def audit_folder(folder: Path, samples: int = SAMPLES) -> Audit:
     """Audit one folder of shards.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from n2n_dist.audit.audit import SAMPLES, report
+from n2n_dist.audit.audit import SAMPLES, write_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +19,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Audit a folder of shards, print the tables and write the report.
 
     Raises:
-        UserError: as `report`.
+        UserError: as `write_report`.
 
     """
-    report(arguments.folder, arguments.output or arguments.folder / "audit", arguments.samples)
+    write_report(arguments.folder, arguments.output or arguments.folder / "audit", arguments.samples)
 
 
 def main(description: str) -> None:

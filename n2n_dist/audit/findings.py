@@ -5,16 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from n2n_dist.audit.results import HARMS, NOTE, Audit, Finding
 from n2n_dist.measure.noise_estimation import SURE
-
-if TYPE_CHECKING:
-    from n2n_dist.audit.results import Audit
-
-HARMS = "harms"
-NOTE = "note"
 
 CLIPPED = 0.001
 """Share of pixels. Fewer are single dark or hot pixels; clipping of noise soon takes per cents."""
@@ -38,19 +31,6 @@ PEDESTAL = 0.01
 """Share of the range by which the black level is off; 1 % are two to three steps of an 8-bit picture."""
 USED_RANGE = 0.25
 """Share of the range. 12-bit values in 16-bit files without `--white` reach 0.06, 14-bit ones 0.25."""
-
-
-@dataclass
-class Finding:
-    """One thing that a user should know about a data set."""
-
-    severity: str
-    """`harms`: training on it gives a worse network; `note`: good to know."""
-    subject: str
-    what: str
-    """Measured value, in words."""
-    remedy: str
-    """Remedy."""
 
 
 def find(audit: Audit) -> list[Finding]:

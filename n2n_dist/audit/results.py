@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from n2n_dist.audit.findings import Finding
 from n2n_dist.measure import noise_estimation
+
+HARMS = "harms"
+NOTE = "note"
 
 
 @dataclass
@@ -61,6 +63,18 @@ class Pair:
     def displaced(self) -> bool:
         """Whether blocks of the two captures hold different parts of the scene, so that noise cannot be measured."""
         return self.is_beyond(1)
+
+
+@dataclass
+class Finding:
+    """One thing that a user should know about a data set."""
+
+    severity: str
+    """`harms`: training on it gives a worse network; `note`: good to know."""
+    subject: str
+    what: str
+    """Measured value, in words."""
+    remedy: str
 
 
 @dataclass

@@ -9,7 +9,8 @@ import pytest
 from support.images import shifted, smooth_scene
 from support.processes import ROOT, run
 
-from n2n_dist.audit.audit import Audit, audit, report
+from n2n_dist.audit.audit import audit_folder, write_report
+from n2n_dist.audit.results import Audit
 from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
 from n2n_dist.errors import UserError
@@ -73,7 +74,7 @@ def subjects(result: Audit, severity: str | None = None) -> list[str]:
 
 
 def test_good_captures_have_no_finding_and_known_noise(make: Make) -> None:
-    result = audit(make())
+    result = audit_folder(make())
     assert result.findings == []
     assert (result.tars, result.scenes, result.samples, result.measured) == (4, 4, 16, 16)
     assert (result.captures, result.channels, result.types) == ([2, 2], [1], ["uint16"])
@@ -93,7 +94,7 @@ def test_good_captures_have_no_finding_and_known_noise(make: Make) -> None:
 
 def test_shot_and_read_noise_are_recovered(make: Make) -> None:
     a, b = 0.01, 0.0002
-    result = audit(make(lambda scene, _, rng: scene + np.sqrt(a * scene + b) * rng.normal(size=scene.shape)))
+    result = audit_folder(make(lambda scene, _, rng: scene + np.sqrt(a * scene + b) * rng.normal(size=scene.shape)))
     assert result.findings == []
     assert result.noise is not None
     assert result.noise.a == pytest.approx(a, rel=0.05)
@@ -102,21 +103,21 @@ def test_shot_and_read_noise_are_recovered(make: Make) -> None:
 
 
 def test_shift_is_found_and_measured(make: Make) -> None:
-    result = audit(make(lambda scene, k, rng: plain(shifted(scene, 0.8 * k, -0.5 * k), k, rng)))
+    result = audit_folder(make(lambda scene, k, rng: plain(shifted(scene, 0.8 * k, -0.5 * k), k, rng)))
     assert subjects(result, "harms") == subjects(result) == ["shift"]
     assert "4 of 4 scenes" in result.findings[0].what
     np.testing.assert_allclose(np.median([pair.shift for pair in result.pairs], axis=0), (0.8, -0.5), rtol=0.12)
 
 
 def test_far_displaced_captures_are_not_taken_for_noise_or_flicker(make: Make) -> None:
-    result = audit(make(lambda scene, k, rng: plain(shifted(scene, 4 * k, 3 * k), k, rng)))
+    result = audit_folder(make(lambda scene, k, rng: plain(shifted(scene, 4 * k, 3 * k), k, rng)))
     assert subjects(result) == ["shift"]
     assert result.noise is not None
     assert result.noise.sigma == pytest.approx(12, rel=0.05)
 
 
 def test_gain_and_offset_are_found_and_measured(make: Make) -> None:
-    result = audit(make(lambda scene, k, rng: plain(1.03 * scene + 0.01 if k else scene, k, rng)))
+    result = audit_folder(make(lambda scene, k, rng: plain(1.03 * scene + 0.01 if k else scene, k, rng)))
     assert subjects(result, "harms") == subjects(result) == ["gain, offset"]
     assert result.gain == pytest.approx(1.03, abs=0.003)
     assert result.offset == pytest.approx(0.01, abs=0.002)
@@ -124,7 +125,7 @@ def test_gain_and_offset_are_found_and_measured(make: Make) -> None:
 
 def test_one_flickering_scene_of_many_is_named(make: Make) -> None:
     count = iter(range(8))
-    result = audit(make(lambda scene, k, rng: plain(scene + (0.02 if next(count) == 3 else 0), k, rng)))
+    result = audit_folder(make(lambda scene, k, rng: plain(scene + (0.02 if next(count) == 3 else 0), k, rng)))
     assert subjects(result) == ["gain, offset"]
     assert "1 of 4 scenes" in result.findings[0].what
     assert "000001-1" in result.findings[0].what
@@ -139,7 +140,7 @@ def test_pattern_that_captures_share_is_found_and_measured(make: Make, scenes: i
     def patterned(scene: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
         return scene + pattern + rng.normal(0, np.sqrt(0.8) * SIGMA, scene.shape)
 
-    result = audit(make(patterned, scenes=scenes))
+    result = audit_folder(make(patterned, scenes=scenes))
     assert result.shared == pytest.approx(0.2, abs=0.03)
     if scenes == 1:  # nothing else at the same place to compare with
         assert result.fixed is None
@@ -151,7 +152,7 @@ def test_pattern_that_captures_share_is_found_and_measured(make: Make, scenes: i
 
 def test_stripes_of_a_sensor_are_a_fixed_pattern(make: Make) -> None:
     columns = np.random.default_rng(9).normal(0, np.sqrt(0.2) * SIGMA, SIZE + 2 * MARGIN)
-    result = audit(make(lambda scene, k, rng: plain(scene + columns, k, rng)))
+    result = audit_folder(make(lambda scene, k, rng: plain(scene + columns, k, rng)))
     assert subjects(result) == ["fixed pattern"]
     assert result.fixed == pytest.approx(0.2 / 1.2, abs=0.04)
 
@@ -161,7 +162,7 @@ def test_noise_that_is_correlated_with_its_neighbours_is_a_note(make: Make) -> N
         noise = rng.normal(0, SIGMA, scene.shape)
         return scene + (noise + np.roll(noise, 1, axis=1)) / np.sqrt(2)
 
-    result = audit(make(blurred))
+    result = audit_folder(make(blurred))
     assert subjects(result, "note") == subjects(result) == ["correlated noise"]
     assert "+0.50 at a distance of 0 down, 1 right" in result.findings[0].what
     assert result.autocorrelation[0][3] == pytest.approx(0.5, abs=0.03)
@@ -178,7 +179,7 @@ def test_clipping_at_both_ends_is_found_and_counted(make: Make, captures: int) -
         shares.append((np.mean(inside < 0.002), np.mean(inside > 0.9)))
         return values.clip(0.002, 0.9)
 
-    result = audit(make(clipped, captures=captures))
+    result = audit_folder(make(clipped, captures=captures))
     assert (result.clipped_low, result.clipped_high) == pytest.approx(tuple(np.mean(shares, axis=0)), rel=0.01)
     found = {finding.subject: finding.severity for finding in result.findings}
     assert found["clipped at black"] == ("harms" if captures > 1 else "note")
@@ -195,7 +196,7 @@ def test_identical_captures_are_found_and_not_measured_as_pairs(make: Make) -> N
         kept.append(plain(scene, k, rng))
         return kept[2] if len(kept) == 4 else kept[-1]
 
-    result = audit(make(copied))
+    result = audit_folder(make(copied))
     assert subjects(result, "harms") == subjects(result) == ["identical captures"]
     assert result.identical == ["000001-1"]
     assert len(result.pairs) == 3
@@ -204,13 +205,13 @@ def test_identical_captures_are_found_and_not_measured_as_pairs(make: Make) -> N
 
 
 def test_copies_only_leave_nothing_to_measure(make: Make) -> None:
-    result = audit(make(lambda scene, k, rng: scene))
+    result = audit_folder(make(lambda scene, k, rng: scene))
     assert subjects(result, "harms") == ["identical captures"]
     assert result.noise is None
 
 
 def test_captures_without_noise_are_found(make: Make) -> None:
-    result = audit(make(lambda scene, k, rng: scene + rng.normal(0, 0.2 / 255, scene.shape)))
+    result = audit_folder(make(lambda scene, k, rng: scene + rng.normal(0, 0.2 / 255, scene.shape)))
     assert subjects(result, "harms") == ["no noise"]
     assert result.noise is not None
     assert result.noise.sigma == pytest.approx(0.2, rel=0.05)
@@ -223,7 +224,7 @@ def test_samples_that_cannot_be_read_are_found_and_left_out(make: Make) -> None:
         file.seek(sample.captures[0].offset + sample.captures[0].size - 4)
         file.write(np.float32(np.nan).tobytes())
     write_index(folder)
-    result = audit(folder)
+    result = audit_folder(folder)
     assert subjects(result, "harms") == subjects(result) == ["unreadable"]
     assert list(result.unreadable) == [sample.key]
     assert result.measured == 15
@@ -234,7 +235,7 @@ def test_levels_that_were_not_given_are_noted(make: Make) -> None:
         light = 0.06 * scene
         return light + np.sqrt(0.001 * light + 1e-7) * rng.normal(size=scene.shape)
 
-    result = audit(make(dark, black=0, white=65535))
+    result = audit_folder(make(dark, black=0, white=65535))
     assert sorted(subjects(result, "note")) == sorted(subjects(result)) == ["black level", "range"]
     black_level = next(finding for finding in result.findings if finding.subject == "black level")
     level = float(black_level.remedy.split("likely ")[1].split()[0])
@@ -242,12 +243,12 @@ def test_levels_that_were_not_given_are_noted(make: Make) -> None:
 
 
 def test_noise_that_is_no_line_of_brightness_is_noted(make: Make) -> None:
-    result = audit(make(lambda scene, k, rng: scene + 0.15 * np.abs(scene - 0.5) * rng.normal(size=scene.shape)))
+    result = audit_folder(make(lambda scene, k, rng: scene + 0.15 * np.abs(scene - 0.5) * rng.normal(size=scene.shape)))
     assert subjects(result, "note") == subjects(result) == ["noise model"]
 
 
 def test_noise_of_single_images_is_noted(make: Make) -> None:
-    result = audit(make(captures=1))
+    result = audit_folder(make(captures=1))
     assert subjects(result) == ["noisy images"]
     assert result.noise is not None
     assert result.noise.sigma == pytest.approx(12, rel=0.05)
@@ -256,7 +257,9 @@ def test_noise_of_single_images_is_noted(make: Make) -> None:
 
 
 def test_more_captures_are_compared_in_turn(make: Make) -> None:
-    result = audit(make(lambda scene, k, rng: plain(shifted(scene, 0, 2 * (k == 2)), k, rng), captures=3, scenes=1))
+    result = audit_folder(
+        make(lambda scene, k, rng: plain(shifted(scene, 0, 2 * (k == 2)), k, rng), captures=3, scenes=1)
+    )
     assert [(pair.first, pair.second) for pair in result.pairs] == [(0, 1), (1, 2)]
     assert [pair.shift[1] for pair in result.pairs] == pytest.approx([0, 2], abs=0.2)
 
@@ -265,7 +268,7 @@ def test_tar_other_than_indexed_is_named_and_left_out(make: Make) -> None:
     shards = make()
     tar = shards / "shard-000002.tar"
     flip(tar)
-    result = audit(shards)
+    result = audit_folder(shards)
     assert subjects(result, "harms") == subjects(result) == ["digest"]
     assert result.differing == [str(tar)]
     assert str(tar) in result.findings[0].what
@@ -273,7 +276,7 @@ def test_tar_other_than_indexed_is_named_and_left_out(make: Make) -> None:
     for other in shards.glob("*.tar"):
         if other != tar:
             flip(other)
-    assert audit(shards).measured == 0
+    assert audit_folder(shards).measured == 0
 
 
 def flip(tar: Path) -> None:
@@ -284,7 +287,7 @@ def flip(tar: Path) -> None:
 
 @pytest.mark.parametrize("samples", [1, 5, 1000])
 def test_large_data_sets_are_measured_on_an_even_part(make: Make, samples: int) -> None:
-    result = audit(make(), samples)
+    result = audit_folder(make(), samples)
     assert result.measured == min(samples, 16)
     assert result.samples == 16
     if samples == 5:
@@ -292,24 +295,24 @@ def test_large_data_sets_are_measured_on_an_even_part(make: Make, samples: int) 
 
 
 def test_tiles_too_small_to_measure_are_said_to_be_so(make_shards: Make) -> None:
-    result = audit(make_shards(size=(40, 36, 3)))
+    result = audit_folder(make_shards(size=(40, 36, 3)))
     assert result.measured == 6
-    assert audit(make_shards(name="small", size=(30, 36, 3))).measured == 0
+    assert audit_folder(make_shards(name="small", size=(30, 36, 3))).measured == 0
 
 
 def test_refusals(make_shards: Make, tmp_path: Path) -> None:
     shards = make_shards()
     with pytest.raises(UserError, match="--samples 0"):
-        audit(shards, 0)
+        audit_folder(shards, 0)
     with pytest.raises(UserError, match="no such folder"):
-        audit(tmp_path / "none")
+        audit_folder(tmp_path / "none")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output"):
-        report(shards, tmp_path / "file" / "report")
+        write_report(shards, tmp_path / "file" / "report")
 
 
 def test_demo_shards_have_no_harmful_finding() -> None:
-    result = audit(ROOT / "shards/demo/validation")
+    result = audit_folder(ROOT / "shards/demo/validation")
     assert subjects(result, "harms") == []
     assert len(Index([ROOT / "shards/demo/validation"])) == result.samples
 

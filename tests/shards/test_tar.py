@@ -24,8 +24,8 @@ def write(path: Path, samples: list[dict[str, bytes]]) -> str:
         offsets = [writer.add(members) for members in samples]
         digest = disk.submit(writer.finish).result()
     content = path.read_bytes()
-    for members, places in zip(samples, offsets, strict=True):
-        assert {name: content[places[name] : places[name] + len(members[name])] for name in members} == members
+    for members, found in zip(samples, offsets, strict=True):
+        assert {name: content[found[name] : found[name] + len(members[name])] for name in members} == members
     return digest
 
 
@@ -44,12 +44,7 @@ def test_bytes_are_those_of_the_writer_of_webdataset(
     assert digest == hashlib.sha256((folder / "ours.tar").read_bytes()).hexdigest()
 
 
-@given(name=NAMES, size=st.integers(0, 8**12))
-def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
-    assert module._header(name, size) == module._header_by_tarfile(name, size)
-
-
-def test_what_is_written_is_sent_to_the_disk_meanwhile_and_at_the_end(
+def test_bytes_are_synced_while_others_are_written_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_disk: list[int] = []
@@ -71,7 +66,7 @@ def test_an_error_of_the_disk_while_writing_is_not_lost(tmp_path: Path, monkeypa
 
     def failing(descriptor: int) -> None:
         calls.append(descriptor)
-        if len(calls) == 1:  # the system tells an error once
+        if len(calls) == 1:  # the system reports an error once
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", failing)
