@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from n2n_dist.version import __version__ as __version__
+
 if TYPE_CHECKING:
     import numpy as np
 
     from n2n_dist.audit.results import Audit
     from n2n_dist.building.plan import Report
-
-__version__ = "0.1.0"
 
 
 def denoise(

@@ -296,7 +296,7 @@ def test_a_node_that_differs_from_the_others_is_named(cluster: Cluster, tmp_path
     folder, second = checkout(tmp_path / "root"), cluster.nodes[1]
     package, shards, run_dir = tmp_path / "package", folder / "shards/mine", folder / "run"
     shutil.copytree(processes.ROOT / "n2n_dist", package / "n2n_dist", ignore=shutil.ignore_patterns("weights"))
-    module, other = package / "n2n_dist/__init__.py", tmp_path / "other.py"
+    module, other = package / "n2n_dist/version.py", tmp_path / "other.py"
     other.write_text(module.read_text().replace(n2n_dist.__version__, "0.0.0"))
     shutil.copytree(processes.ROOT / "shards/demo/train", shards)
     for path in (run_dir, tmp_path / "empty"):
