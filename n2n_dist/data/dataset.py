@@ -1,4 +1,4 @@
-"""From places in the order to a batch of crops, and what happens to damaged samples."""
+"""Crops of a batch, read from the samples that the order chooses; damaged samples are replaced."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import Member, read_window
 
 ATTEMPTS = 100
-"""Samples that are tried in the place of a damaged one."""
+"""Most samples that are tried instead of a damaged one."""
 SYMMETRIES = 8
 """Of a square: a crop is seen in one of them."""
 SOURCES = {
@@ -31,7 +31,7 @@ SOURCES = {
     "captures and mean": ["a capture", "another capture", "the mean of all others"],
     "supervised": ["a capture", "the clean reference"],
 }
-"""What can be read of a sample: one crop of each of these, all at the same place."""
+"""Images that can be read of a sample: one crop of each, all from the same window."""
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Batch:
 
 
 class CropDataset(torch.utils.data.Dataset):
-    """Maps places, lists of (position, sample number), to a batch; a pure function of these and the seed."""
+    """Maps a list of (position, sample number) to a batch; a pure function of these and the seed."""
 
     def __init__(self, index: Index, seed: int, crop: int, source: str, epoch: int | None = None) -> None:
         """Check that every sample can give what is asked for.
@@ -144,46 +144,46 @@ class CropDataset(torch.utils.data.Dataset):
         self.crop = crop
         self.source = source
         self.epoch = epoch or len(index)
-        self.gone: SourceUnavailableError | None = None
-        """Why nothing more is read by this process: no other sample stands in for those of a source that is gone."""
+        self.source_error: SourceUnavailableError | None = None
+        """Why this process reads nothing more: samples of a source that is lost are not replaced."""
         self.shape = (len(SOURCES[source]), index.shards[0].channels[0], crop, crop)
 
     def bytes(self, samples: int) -> int:
         """Return the memory that the crops of so many samples need, of whatever type they are."""
         return samples * math.prod(self.shape) * 4
 
-    def __getitem__(self, places: Sequence[tuple[int, int]]) -> Batch:
-        """Read the crops at `places` into memory of their own."""
-        return self.read(places, np.empty(self.bytes(len(places)), np.uint8))
+    def __getitem__(self, samples: Sequence[tuple[int, int]]) -> Batch:
+        """Read the crops of `samples`, (position, sample number) each, into memory of their own."""
+        return self.read(samples, np.empty(self.bytes(len(samples)), np.uint8))
 
-    def read(self, places: Sequence[tuple[int, int]], memory: np.ndarray) -> Batch:
-        """Read the crops at `places`; samples of several types are normalised to float32.
+    def read(self, samples: Sequence[tuple[int, int]], memory: np.ndarray) -> Batch:
+        """Read the crops of `samples`; those of several types are normalised to float32.
 
         A sample that cannot be read is replaced by one that only the position chooses.
 
         Args:
-            places: (position, sample number) of each crop.
-            memory: where the pixels are written, uint8 [self.bytes(len(places))].
+            samples: (position, sample number) of each crop.
+            memory: where the pixels are written, uint8 [self.bytes(len(samples))].
 
         """
-        batch = self._read(places, memory, mixed=False) or self._read(places, memory, mixed=True)
+        batch = self._read(samples, memory, mixed=False) or self._read(samples, memory, mixed=True)
         assert batch is not None
         return batch
 
-    def largest(self, places: Sequence[tuple[int, int]]) -> tuple[float, str]:
-        """Return the largest absolute value of the crops at `places`, where white is 1, and the sample it is in."""
-        batch = self[places]
+    def largest(self, samples: Sequence[tuple[int, int]]) -> tuple[float, str]:
+        """Return the largest absolute value of the crops of `samples`, where white is 1, and the sample it is in."""
+        batch = self[samples]
         values = batch.normalised().abs().amax(dim=(1, 2, 3, 4))
         tar, sample = self.index.sample(int(batch.samples[values.argmax()]))
         return values.max().item(), f"{tar}: sample {sample.key}"
 
-    def _read(self, places: Sequence[tuple[int, int]], memory: np.ndarray, mixed: bool) -> Batch | None:
+    def _read(self, wanted: Sequence[tuple[int, int]], memory: np.ndarray, mixed: bool) -> Batch | None:
         """Read a batch of samples of one type, or, if they may be `mixed`, of any; None if they are of several."""
-        count = len(places)
+        count = len(wanted)
         samples, black, white = np.empty(count, np.int64), np.empty(count), np.empty(count)
         bad: list[UserError] = []
         pixels = None
-        for i, (position, number) in enumerate(places):
+        for i, (position, number) in enumerate(wanted):
             samples[i], images, messages = self._images(position, number)
             bad += messages[:1]
             if mixed:
@@ -197,23 +197,23 @@ class CropDataset(torch.utils.data.Dataset):
             black[i], white[i] = images[0].black, images[0].white
             for to, image in zip(pixels[i], images, strict=True):
                 to[...] = image.pixels.transpose(2, 0, 1)
-        positions = np.array([position for position, _ in places], np.int64)
+        positions = np.array([position for position, _ in wanted], np.int64)
         return Batch(positions, samples, torch.from_numpy(pixels), black, white, bad)
 
     def _images(self, position: int, number: int) -> tuple[int, list[Image], list[UserError]]:
         """Return the sample that was read, its crops, and why others were not."""
         bad: list[UserError] = []
-        for attempt in range(0 if self.gone else ATTEMPTS):
+        for attempt in range(0 if self.source_error else ATTEMPTS):
             try:
                 return number, self._crops(position, number), bad
-            except SourceUnavailableError as gone:
-                self.gone = gone
+            except SourceUnavailableError as error:
+                self.source_error = error
                 break
             except UserError as refusal:
                 bad.append(refusal)
                 number = rng.integer(self.seed, position, f"replacement-{attempt}", len(self.index))
         # nothing is left to read: the loop will stop all ranks together
-        bad = [self.gone] if self.gone else bad
+        bad = [self.source_error] if self.source_error else bad
         images, channels, height, width = self.shape
         return number, [Image(np.zeros((height, width, channels), np.uint8), 0.0, 1.0)] * images, bad
 
@@ -221,8 +221,8 @@ class CropDataset(torch.utils.data.Dataset):
         tar, sample = self.index.sample(number)
         tops, lefts = (length - self.crop + 1 for length in sample.shape[:2])
         # one draw for all: hashing takes as long as reading
-        place, symmetry = divmod(rng.integer(self.seed, position, "crop", tops * lefts * SYMMETRIES), SYMMETRIES)
-        window = (*divmod(place, lefts), self.crop, self.crop)
+        corner, symmetry = divmod(rng.integer(self.seed, position, "crop", tops * lefts * SYMMETRIES), SYMMETRIES)
+        window = (*divmod(corner, lefts), self.crop, self.crop)
 
         def read(member: Member) -> Image:
             pixels = read_window(tar, sample, member, window)
@@ -259,12 +259,12 @@ class RankOrder(torch.utils.data.Sampler):
         self.micro_batch = micro_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Go on for ever; the loop counts steps."""
+        """Yield without end; the loop counts steps."""
         samples_seen = self.samples_seen
         while True:
-            places = self.at(samples_seen)
+            samples = self.at(samples_seen)
             for start in range(0, self.share, self.micro_batch):
-                yield places[start : start + self.micro_batch]
+                yield samples[start : start + self.micro_batch]
             samples_seen += self.order.batch_size
 
     def at(self, samples_seen: int) -> list[tuple[int, int]]:
@@ -276,7 +276,7 @@ class RankOrder(torch.utils.data.Sampler):
 def capture_order(captures: int, turn: int) -> list[int]:
     """Order the captures of a scene: input, target, all others.
 
-    In K (K - 1) consecutive turns every ordered pair of the K captures stands in front once.
+    In K (K - 1) consecutive turns every ordered pair of the K captures comes first once.
     """
     first, step = turn % captures, turn // captures
     others = captures - 1
@@ -313,7 +313,7 @@ def open_data(
         seed: of the run.
         channels: of every image.
         source: of the crops, one of `SOURCES`.
-        slots: places of every batch that are read on this machine.
+        slots: of every batch, those that are read on this machine.
 
     Raises:
         UserError: names the setting or the shard, and the remedy.
