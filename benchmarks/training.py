@@ -1,4 +1,4 @@
-"""What the training loop, more ranks, number formats and large images cost."""
+"""Cost of the training loop, of more ranks, number formats and large images."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def denoise(megapixels: float, width: int) -> None:
             process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - start
         if process.returncode:
-            raise UserError(f"launch/denoise.py ended with {process.returncode}; its message stands above")
+            raise UserError(f"launch/denoise.py ended with {process.returncode}; its message is above")
     peak = usage.ru_maxrss / 2**20
     print(f"denoise: {megapixels:g} megapixels, width {width}: {peak:.2f} GiB at most, {seconds:.0f} s")
 

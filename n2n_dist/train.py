@@ -190,7 +190,7 @@ def train_step(
 
 @dataclass(frozen=True)
 class Due:
-    """What follows a step."""
+    """Work that follows a step."""
 
     log: bool
     """A point of the curves; always, where there is a validation or a save."""

@@ -10,7 +10,7 @@ from n2n_dist.errors import UserError, one_line
 
 
 def import_torchvision(module: str = "torchvision") -> ModuleType:
-    """Import torchvision, or a package that stands on it.
+    """Import torchvision, or a package that needs it.
 
     Raises:
         UserError: it cannot be imported with the installed torch; names both versions and the remedy.

@@ -1,4 +1,4 @@
-"""An audit as text: a table for the terminal, whose facts stand on the page too."""
+"""An audit as text: a table for the terminal, whose facts are on the page too."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SUFFIX = {
     ".fts": ".tif",
     ".dcm": ".tif",
 }
-"""What results are written as, where not in the format of the source."""
+"""Format of a result, if it is not that of the source."""
 
 
 def denoise_files(

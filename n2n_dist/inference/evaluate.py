@@ -50,7 +50,7 @@ class Scores:
 def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Scores] | None:
     """Run the protocol `n2n2018` of Lehtinen et al. 2018: full-size images, noise in float.
 
-    The noise is made on the CPU, seeded by the image's place in the sorted list, and not clipped. The output is
+    The noise is made on the CPU, seeded by the image's index in the sorted list, and not clipped. The output is
     clipped and rounded to 8 bit, PSNR is over all channels jointly, and the result is the mean over the images.
     Several processes share the images and give the same numbers.
 

@@ -16,7 +16,7 @@ from n2n_dist.shards.cache import SourceUnavailableError
 
 @dataclass
 class Reading:
-    """What reading the batches of one step took, on one rank."""
+    """Cost of reading the batches of one step, on one rank."""
 
     timer: DeviceTimer
     """Time of data, noise and forward passes."""

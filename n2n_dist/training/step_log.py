@@ -58,7 +58,7 @@ class StepLog:
         return (time.perf_counter() - self._start) / self.steps
 
     def reduce(self, learning_rate: float, minutes_since_save: float) -> Point:
-        """Reduce over all ranks what each has measured. Collective; the only place that knows the curves' names.
+        """Reduce over all ranks what each has measured. Collective; the names of the curves are only here.
 
         Args:
             learning_rate: of the last step.

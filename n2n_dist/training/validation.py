@@ -26,7 +26,7 @@ from n2n_dist.shards.reading import read_pixels
 SMALLEST = 32
 """Least height and width of an image that LPIPS can measure, in pixels."""
 EXACT = 100.0
-"""What an image without any error counts as, in dB: a black tile has no shot noise."""
+"""PSNR of an image without any error, in dB: a black tile has no shot noise."""
 Panels = dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
 
 
@@ -134,7 +134,7 @@ class Validation:
             than the time that is left.
 
         Raises:
-            UserError: on all ranks, where more than `max_bad` of the samples cannot be read, or a source is gone.
+            UserError: on all ranks, where more than `max_bad` of the samples cannot be read, or a source is lost.
 
         """
         values: dict[str, float] = {}
