@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from n2n_dist.checkpoint.format import describe_differences
 from n2n_dist.checkpoint.manager import CheckpointSettings
+from n2n_dist.commands import CONFIGS, PACKAGE, find_config
 from n2n_dist.data.dataset import DataSettings
 from n2n_dist.errors import UserError, one_line, write_error_file
 from n2n_dist.files import write_text
@@ -126,25 +127,30 @@ class Config:
             ) from None
 
 
-def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Load a YAML file, put `key=value` settings over it, and check every key, type and range.
+
+    Args:
+        source: the file, or the name of a configuration that comes with the package; None for the defaults.
+        overrides: `key=value`.
 
     Raises:
         UserError: names the key, its value, what is allowed and the nearest known key.
 
     """
+    path = find_config(source) if source else None
     where = path or "the settings on the command line"
     try:
         given: Any = OmegaConf.load(path) if path else OmegaConf.create()
         if not OmegaConf.is_dict(given):
             raise UserError(f"{where}: not a configuration; it must hold sections such as data: and train:")
+        if path and path.parent == CONFIGS:
+            _use_shards_of_package(given)
         wrong = next((item for item in overrides if "=" not in item), None)
         if wrong is not None:
             raise UserError(f"{wrong!r}: settings are given as key=value, such as train.steps=1000")
         given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
         settings: Any = OmegaConf.to_container(given, resolve=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; configurations are in configs/") from None
     except (OSError, ValueError, omegaconf.errors.OmegaConfBaseException) as error:
         raise UserError(f"{where}: not a configuration ({one_line(error)})") from None
     except Exception as error:  # the YAML parser's own kinds of error
@@ -158,6 +164,14 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         if isinstance(run, dict) and isinstance(run.get("dir"), str):
             write_error_file(Path(run["dir"]), refusal)
         raise
+
+
+def _use_shards_of_package(given: Any) -> None:
+    """Replace folders that come with the package by their paths, which lead there from any folder."""
+    for key in ("data.shards", "data.validation"):
+        folder = OmegaConf.select(given, key)
+        if isinstance(folder, str) and (PACKAGE / folder).is_dir():
+            OmegaConf.update(given, key, str(PACKAGE / folder))
 
 
 def _check(settings: dict[str, Any]) -> Config:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from n2n_dist.commands import command
 from n2n_dist.errors import UserError
 from n2n_dist.losses.perceptual import LAYERS, VGGFeatures, matched_perceptual, perceptual
 from n2n_dist.losses.pixel import LEARNS, pixel_loss
@@ -90,7 +91,7 @@ def check_objective(noise: Noise, pairs: PairSettings, loss: LossSettings) -> No
         if isinstance(noise, NoNoise):
             raise UserError(
                 "loss.form matched: needs the noise of the captures: noise.name=poisson-gaussian noise.lam=1/a "
-                "noise.read=sqrt(b)/a (0 for b below 0), of the noise variance a x + b that shards/audit.py prints; "
+                f"noise.read=sqrt(b)/a (0 for b below 0), of the variance a x + b that {command('audit')} prints; "
                 "where a is not above 0, noise.name=gaussian noise.sigma=255*sqrt(b)"
             )
         if pairs.name == "captures" and isinstance(noise.ends, Sequence):

@@ -9,6 +9,7 @@ from torch import nn
 
 from n2n_dist import signals
 from n2n_dist.checkpoint.format import TrainState
+from n2n_dist.commands import command
 from n2n_dist.config import Config
 from n2n_dist.data.order import Order
 from n2n_dist.devices import peak_memory_bytes
@@ -98,7 +99,7 @@ def end(run_dir: Path, progress: TrainState, validated: bool) -> str:
         [
             f"done: {progress.step:,} steps, {progress.samples_seen:,} samples{best}",
             f"weights: {find_weights(run_dir)}" + (f", pictures: {run_dir / 'samples'}" if validated else ""),
-            f"next: python launch/denoise.py --run {run_dir} NOISY_FOLDER DENOISED_FOLDER",
+            f"next: {command('denoise', '--run', run_dir, 'NOISY_FOLDER', 'DENOISED_FOLDER')}",
         ]
     )
 

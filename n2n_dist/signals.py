@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop: noted at once, and acted upon where all ranks can agree (training/loop.py).
+"""Signals that ask a run to stop: noted at once, and acted upon where all ranks can agree (train.py).
 
 A thread notes them, because a Python handler waits as long as the main thread waits for another rank. This module
-imports nothing slow: launch/train.py uses it before torch, whose import takes seconds in which a signal would kill.
+imports nothing slow: the command line uses it before torch, whose import takes seconds in which a signal would kill.
 """
 
 from __future__ import annotations

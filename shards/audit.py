@@ -4,8 +4,8 @@ python shards/audit.py shards/mine                        a table, and shards/mi
 python shards/audit.py shards/mine --output reports/mine
 """
 
-from n2n_dist.audit.command import main
+from n2n_dist import cli
 from n2n_dist.errors import run_command
 
 if __name__ == "__main__":
-    run_command(lambda: main(__doc__))
+    run_command(lambda: cli.run("audit", __doc__))

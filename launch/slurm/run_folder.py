@@ -4,19 +4,17 @@ python launch/slurm/run_folder.py --config configs/demo.yaml run.dir=runs/other
 """
 
 import argparse
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from n2n_dist.cli import add_train_arguments
 from n2n_dist.errors import run_command
 
 
 def main() -> None:
     """Parse the command line and print the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="YAML file, see configs/")
-    parser.add_argument("--dry-run", action="store_true", help="of launch/train.py")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that go over the file's")
+    add_train_arguments(parser)
     arguments = parser.parse_intermixed_args()
     named = OmegaConf.from_dotlist([setting for setting in arguments.settings if setting.startswith("run.dir=")])
     folder = OmegaConf.select(named, "run.dir")

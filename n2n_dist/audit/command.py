@@ -23,18 +23,3 @@ def run(arguments: argparse.Namespace) -> None:
 
     """
     write_report(arguments.folder, arguments.output or arguments.folder / "audit", arguments.samples)
-
-
-def main(description: str) -> None:
-    """Run `shards/audit.py`.
-
-    Args:
-        description: for `--help`.
-
-    Raises:
-        UserError: as `run`.
-
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    run(parser.parse_args())

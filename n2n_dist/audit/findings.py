@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator
 
 from n2n_dist.audit.results import HARMS, NOTE, Audit, Finding
+from n2n_dist.commands import command
 from n2n_dist.measure.noise_estimation import SURE
 
 CLIPPED = 0.001
@@ -57,7 +58,7 @@ def _tars(audit: Audit) -> Iterator[Finding]:
             HARMS,
             "digest",
             f"{_some(audit.differing)}: not the bytes that were indexed; left out of this report",
-            f"copy it again; if it was changed on purpose: python shards/build.py index {audit.name}",
+            f"copy it again; if it was changed on purpose: {command('index', audit.name)}",
         )
 
 

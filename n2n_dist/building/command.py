@@ -9,6 +9,7 @@ from pathlib import Path
 
 from n2n_dist.building.build import build, merge
 from n2n_dist.building.plan import Options, Report, parse_part, unfinished
+from n2n_dist.commands import command
 from n2n_dist.errors import UserError
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import VALIDATION, read_index
@@ -128,7 +129,7 @@ def _print_summary(destination: Path, report: Report, part: str | None = None) -
     ignored = f"; {len(report.ignored):,} files match no pattern, such as {report.ignored[0]}" if report.ignored else ""
     print(f"{destination}: {report.tiles:,} tiles of {report.scenes:,} scenes{skipped}{ignored}")
     if part:
-        print(f"part {part} is done; when all are: python shards/build.py index {destination}")
+        print(f"part {part} is done; when all are: {command('index', destination)}")
         return
     shards = read_index(destination)
     settings = [f"data.shards={destination}"]
@@ -139,4 +140,4 @@ def _print_summary(destination: Path, report: Report, part: str | None = None) -
     if shards[0].channels != [3]:
         settings.append(f"model.channels={shards[0].channels[0]}")
     config = "captures" if shards[0].captures > 1 else "gaussian25"
-    print(f"next: accelerate launch launch/train.py --config configs/{config}.yaml {' '.join(settings)}")
+    print(f"next: {command('train', '--config', config, *settings)}")

@@ -1,12 +1,9 @@
 """Checkpoints of a run: every rank copies its share, and a thread writes it while the training goes on.
 
-What a checkpoint is stands in checkpoint_files.py. The tensors, 16 bytes for each parameter of the network, are dealt
+What a checkpoint is stands in format.py. The tensors, 16 bytes for each parameter of the network, are dealt
 over the ranks. Each rank copies its share into buffers in its own memory (16 bytes for each parameter / number of
 ranks, kept until the run ends; pinned where it computes on a GPU), which is all that the training waits for. On rank 0
 the thread needs another 4 bytes for each parameter while it writes the best weights.
-
-    python -m n2n_dist.checkpoint RUN                                     what is there, and is it whole
-    python -m n2n_dist.checkpoint RUN --export STEP weights.safetensors   weights for launch/denoise.py
 """
 
 from __future__ import annotations

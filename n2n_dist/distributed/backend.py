@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from n2n_dist.commands import backend_file
 from n2n_dist.devices import autocast, set_threads, use_gpu
 from n2n_dist.distributed import zero
 from n2n_dist.distributed.batch import BatchPlan
@@ -75,7 +76,7 @@ class Backend:
             if stage not in (1, 2):
                 raise UserError(
                     f"zero_stage {stage}: only 1 and 2, because networks of this kind fit on one device, and "
-                    "checkpoints need every weight there; use launch/backends/zero2.yaml"
+                    f"checkpoints need every weight there; use {backend_file('zero2')}"
                 )
             # the launch file's zero_stage is read above; beside a configuration in code Accelerate refuses it
             os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
@@ -95,7 +96,7 @@ class Backend:
         if self.zero and self.accelerator.distributed_type != accelerate.DistributedType.DEEPSPEED:
             raise UserError(
                 f"ACCELERATE_USE_CPU: Accelerate takes DDP for {self.name} where it is true; unset it, or use "
-                "launch/backends/cpu.yaml"
+                f"{backend_file('cpu')}"
             )
         self.device = self.accelerator.device
         if self.device.type == "cpu":
@@ -105,7 +106,7 @@ class Backend:
         if self.world_size != plan.world_size or self.rank != int(os.environ.get("RANK", 0)):
             raise UserError(
                 f"this process is rank {self.rank} of {self.world_size}, but the launcher started rank "
-                f"{os.environ.get('RANK', 0)} of {plan.world_size}; use one of launch/backends/*.yaml"
+                f"{os.environ.get('RANK', 0)} of {plan.world_size}; use one of {backend_file('*')}"
             )
         self.watchdog = watchdog or Watchdog(float("inf"), lambda lost: None)
         self.hosts: list[str] = self.all_gather_or_raise(None, socket.gethostname())

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from n2n_dist.commands import command
 from n2n_dist.errors import UserError
 from n2n_dist.shards.cache import GIB, Cache, File, RemoteFile
 from n2n_dist.shards.reading import MEMBERS, Sample, records, reindex
@@ -171,13 +172,9 @@ def read_index(folder: Path | str, cache: Cache | None = None) -> list[Shard]:
     if isinstance(folder, Path):
         path = str(folder / INDEX)
         if not folder.is_dir():
-            raise UserError(
-                f"{folder}: no such folder of shards; make one with: python shards/build.py IMAGES {folder}"
-            )
+            raise UserError(f"{folder}: no such folder of shards; make one with: {command('build', 'IMAGES', folder)}")
         if not (folder / INDEX).is_file() and not any(folder.glob("*.tar")):
-            raise UserError(
-                f"{folder}: no *.tar file in it; give a folder of shards (python shards/build.py makes one)"
-            )
+            raise UserError(f"{folder}: no *.tar file in it; give a folder of shards ({command('build')} makes one)")
         if not (folder / INDEX).is_file():
             raise UserError(f"{path}: missing; {reindex(folder)}")
         text = (folder / INDEX).read_bytes()

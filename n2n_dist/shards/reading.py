@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from n2n_dist.commands import command
 from n2n_dist.errors import UserError
 from n2n_dist.images.image import Image, decode
 from n2n_dist.shards.cache import File, SourceUnavailableError
@@ -101,8 +102,8 @@ def read_pixels(tar: File, sample: Sample, member: Member, window: tuple[int, in
 def reindex(folder: Path | str) -> str:
     """Say how to get an index that fits."""
     if isinstance(folder, Path):
-        return f"index anew with: python shards/build.py index {folder}"
-    return "index the shards anew where they were built (python shards/build.py index FOLDER) and copy them there again"
+        return f"index anew with: {command('index', folder)}"
+    return f"index the shards anew where they were built ({command('index', 'FOLDER')}) and copy them there again"
 
 
 Identity = tuple[int, int]

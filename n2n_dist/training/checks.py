@@ -14,6 +14,7 @@ import torch
 import n2n_dist
 from n2n_dist.checkpoint.format import TrainState, describe_differences
 from n2n_dist.checkpoint.run_folder import OWNER
+from n2n_dist.commands import command
 from n2n_dist.data.dataset import CropDataset, RankOrder, is_tolerated
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
@@ -137,5 +138,5 @@ def check_damage(state: TrainState, limit: float) -> None:
     if not is_tolerated(bad, state.samples_seen, limit):
         raise UserError(
             f"data.max_bad {limit:g}: {bad} of {state.samples_seen} samples cannot be read, named above; check "
-            "the shards with: python shards/build.py verify FOLDER"
+            f"the shards with: {command('verify', 'FOLDER')}"
         )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from n2n_dist import rng, signals
+from n2n_dist.commands import command
 from n2n_dist.data.dataset import ATTEMPTS, DataSettings, is_tolerated
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
@@ -169,7 +170,7 @@ class Validation:
             if not is_tolerated(bad, count, self.max_bad):
                 raise UserError(
                     f"data.max_bad {self.max_bad:g}: {bad:.0f} of {count} samples of data.validation {name} cannot be "
-                    "read, named above; check the shards with: python shards/build.py verify FOLDER"
+                    f"read, named above; check the shards with: {command('verify', 'FOLDER')}"
                 )
             if with_reference[0]:
                 values |= {f"{name}/{metric}": value for metric, value in self._means(*with_reference).items()}

@@ -6,7 +6,7 @@ import pytest
 from support import processes
 
 from n2n_dist.checkpoint import format
-from n2n_dist.checkpoint.__main__ import export, show
+from n2n_dist.checkpoint.command import export, show
 from n2n_dist.errors import UserError
 from n2n_dist.images.image import read_image, write_image
 
