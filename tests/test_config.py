@@ -180,8 +180,16 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, m
     assert "\n" not in str(refusal.value)
 
 
+def test_the_demo_finds_its_shards_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load("demo")
+    assert (Path(str(config.data.shards)) / "index.json").is_file()
+    assert (Path(config.validation_sets()["validation"]) / "index.json").is_file()
+    assert load("demo", ["data.shards=mine"]).data.shards == "mine"
+
+
 def test_a_missing_file_a_folder_and_bytes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere.yaml: no such file; configurations are in configs/"):
+    with pytest.raises(UserError, match=r"nowhere.yaml: no such file; give a YAML file, or a configuration"):
         load(tmp_path / "nowhere.yaml")
     with pytest.raises(UserError, match="not a configuration"):
         load(tmp_path)

@@ -199,7 +199,7 @@ def test_build_index_and_verify_own_images(tmp_path: Path, write_images: Callabl
     assert f"{tmp_path / 'new'}: 3 tiles of 3 scenes\n" in built.out[0]
     assert f"1 of the tiles are in {tmp_path / 'new' / 'validation'}\n" in built.out[0]
     settings = f"data.shards={tmp_path / 'new'} data.validation={tmp_path / 'new' / 'validation'}"
-    assert f"next: accelerate launch launch/train.py --config configs/gaussian25.yaml {settings}\n" in built.out[0]
+    assert f"next: accelerate launch launch/train.py --config gaussian25 {settings}\n" in built.out[0]
     assert "indexed 2 samples in 1 shards" in run("shards/build.py", "index", tmp_path / "new").checked().out[0]
     for folder in (tmp_path / "new", tmp_path / "new" / "validation"):
         assert "every tar is as it was indexed" in run("shards/build.py", "verify", folder).checked().out[0]
