@@ -12,7 +12,6 @@ import torch
 from support import processes
 
 from n2n_dist.checkpoint import format
-from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.checkpoint.run_folder import OWNER
 from n2n_dist.config import load
 from n2n_dist.data.prefetch import Prefetcher
@@ -20,7 +19,7 @@ from n2n_dist.errors import UserError
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist.models.weights import load_model
 from n2n_dist.shards.indexing import write_index
-from n2n_dist.train import Due, due_after, train
+from n2n_dist.train import Due, due_after, train, train_step
 
 STEPS = 4
 
@@ -86,7 +85,7 @@ def test_a_refused_run_stops_what_it_reads_ahead(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr("n2n_dist.train.Prefetcher", Noted)
-    monkeypatch.setattr("n2n_dist.train.check_finite", refuse)
+    monkeypatch.setattr("n2n_dist.train.train_step", refuse)
     monkeypatch.chdir(processes.ROOT)
     settings = [f"run.dir={tmp_path / 'run'}", "train.steps=1", "train.threads=2"]
     with pytest.raises(UserError, match="no more"):
@@ -106,14 +105,15 @@ def test_a_refused_run_holds_its_folder_until_its_last_checkpoint_is_written(
         held.append((tmp_path / OWNER).exists())
         commit(*arguments)
 
-    def refuse_the_second_step(logged: object, progress: TrainState, *_: object) -> None:
-        if progress.step == 2:
+    def refuse_the_second_step(nets: Any, optimizer: Any, batches: Any, config: Any, step: int, backend: Any) -> Any:
+        if step == 1:
             refused.set()
             raise UserError("no more")
+        return train_step(nets, optimizer, batches, config, step, backend)
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(format, "commit", slow_commit)
-    monkeypatch.setattr("n2n_dist.train.check_finite", refuse_the_second_step)
+    monkeypatch.setattr("n2n_dist.train.train_step", refuse_the_second_step)
     monkeypatch.chdir(processes.ROOT)
     settings = [f"run.dir={tmp_path}", "train.steps=3", "checkpoint.every=1", "train.threads=2"]
     with pytest.raises(UserError, match="no more"):
@@ -280,7 +280,7 @@ def test_an_error_of_the_program_leaves_its_traceback_in_the_run_folder(
         raise ZeroDivisionError("by nought")
 
     monkeypatch.chdir(processes.ROOT)
-    monkeypatch.setattr("n2n_dist.train.learning_rate", fail)
+    monkeypatch.setattr("n2n_dist.train.train_step", fail)
     config = load(Path("configs/demo.yaml"), [*processes.TINY[1:], f"run.dir={tmp_path}", "train.threads=2"])
     with pytest.raises(ZeroDivisionError):
         train(config)

@@ -45,9 +45,9 @@ def test_a_run_killed_within_a_save_goes_on_from_the_one_before(tmp_path: Path) 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = ("train.steps=6", "checkpoint.every=2")
     processes.train(f"run.dir={whole}", *settings, world=2).checked()
-    hold = processes.Hold("n2n_dist.checkpoint.format.commit", 2, tmp_path / "held")
+    hold = processes.Hold("save", 2, tmp_path / "held", rank=0)
     with processes.training(f"run.dir={killed}", *settings, world=2, hold=hold) as running:
-        running.wait(lambda: hold.calls(0) == 2)  # of rank 0, in its thread
+        running.wait_at(hold)
         running.signal(signal.SIGKILL, 0, 1)
         assert running.finish().codes == [-signal.SIGKILL] * 2
     names = {path.name for path in (killed / "checkpoints").iterdir()}

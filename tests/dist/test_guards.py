@@ -18,7 +18,7 @@ from n2n_dist.training.curves import STRAGGLER_SECONDS
 
 def test_a_rank_that_hangs_is_named_and_the_run_goes_on_later(tmp_path: Path) -> None:
     settings = (f"run.dir={tmp_path}", "train.steps=6", "checkpoint.every=3", "train.timeout=3")
-    hold = processes.Hold("n2n_dist.train.noisy_pair", 5, tmp_path / "held", rank=1)
+    hold = processes.Hold("step", 5, tmp_path / "held", rank=1)
     with processes.training(*settings, world=2, hold=hold) as running:
         running.wait(lambda: hold.calls(1) == 5 and (tmp_path / "checkpoints/step-00000003").exists())
         running.signal(signal.SIGSTOP, 1)
@@ -39,7 +39,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on_later(tmp_path: Path) ->
 
 def test_a_thread_that_hangs_in_a_save_ends_the_run_at_the_next_one(tmp_path: Path) -> None:
     settings = (f"run.dir={tmp_path}", "train.steps=6", "checkpoint.every=3", "train.timeout=3")
-    hold = processes.Hold("n2n_dist.checkpoint.format.sha256", 1, tmp_path / "held", rank=1)
+    hold = processes.Hold("save", 1, tmp_path / "held", rank=0)
     with processes.training(*settings, world=2, hold=hold) as running:
         assert running.finish(60).codes == [1, 1]
         said = "".join(running.texts(".err"))
@@ -52,7 +52,7 @@ def test_a_thread_that_hangs_in_a_save_ends_the_run_at_the_next_one(tmp_path: Pa
 def test_a_slow_rank_is_named_with_its_host(tmp_path: Path) -> None:
     steps = int(STRAGGLER_SECONDS) + 6
     settings = (f"run.dir={tmp_path}", f"train.steps={steps}", "train.log_every=2")
-    hold = processes.Hold("n2n_dist.train.noisy_pair", 1000, tmp_path / "held", rank=1, seconds=1.0)
+    hold = processes.Hold("step", 1000, tmp_path / "held", rank=1, seconds=1.0)
     slow = processes.train(*settings, world=2, hold=hold).checked()
     assert slow.out[0].count(f"rank 1 on {socket.gethostname()} is slow, and all wait for it") == 1
     ratios = list(processes.curves(tmp_path)["speed/slowest_rank"].values())
@@ -62,7 +62,7 @@ def test_a_slow_rank_is_named_with_its_host(tmp_path: Path) -> None:
 def test_a_second_run_is_refused_and_a_run_whose_folder_is_removed_ends(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     settings = (f"run.dir={run_dir}", "train.steps=100", "checkpoint.every=3")
-    hold = processes.Hold("n2n_dist.train.noisy_pair", 5, tmp_path / "held")
+    hold = processes.Hold("step", 5, tmp_path / "held")
     with processes.training(*settings, world=2, hold=hold) as running:
         running.wait_at(hold)
         running.wait((run_dir / "checkpoints/step-00000003").exists)

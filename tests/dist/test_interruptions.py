@@ -28,24 +28,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("function", "call", "ranks", "saved"),
+    ("seam", "call", "ranks", "saved"),
     [
-        ("train.open_data", 1, [1], None),
-        ("train.open_data", 1, [0, 1], None),
-        ("train.noisy_pair", 2, [0], {2, 3}),
-        ("train.noisy_pair", 5, [1], {5, 6}),  # fast steps: the ranks agree with the next save
-        ("train.noisy_pair", 5, [0, 1], {5, 6}),
-        ("checkpoint.format.sha256", 1, [1], {4}),  # the validation of step 4 waits for the save of step 3
-        ("checkpoint.format.sha256", 1, [0, 1], {4}),
-        ("training.validation.denoise_tiled", 1, [1], {4}),
-        ("training.validation.denoise_tiled", 1, [0, 1], {4}),
+        ("data", 1, [1], None),
+        ("data", 1, [0, 1], None),
+        ("step", 2, [0], {2, 3}),
+        ("step", 5, [1], {5, 6}),  # fast steps: the ranks agree with the next save
+        ("step", 5, [0, 1], {5, 6}),
+        ("save", 1, [1], {4}),  # the validation of step 4 waits for the save of step 3
+        ("save", 1, [0, 1], {4}),
+        ("validation", 1, [1], {4}),
+        ("validation", 1, [0, 1], {4}),
     ],
 )
 def test_all_ranks_stop_at_the_same_step_and_go_on_to_the_same_bits(
-    whole: Path, tmp_path: Path, function: str, call: int, ranks: list[int], saved: set[int] | None
+    whole: Path, tmp_path: Path, seam: str, call: int, ranks: list[int], saved: set[int] | None
 ) -> None:
     run_dir = tmp_path / "run"
-    hold = processes.Hold(f"n2n_dist.{function}", call, tmp_path / "held")
+    hold = processes.Hold(seam, call, tmp_path / "held", rank=0 if seam == "save" else None)
     with processes.training(f"run.dir={run_dir}", *SETTINGS, *VALIDATED, world=2, hold=hold) as running:
         running.wait_at(hold)
         running.signal(signal.SIGUSR1, *ranks)
@@ -78,7 +78,7 @@ def test_all_ranks_stop_at_the_same_step_and_go_on_to_the_same_bits(
 
 def test_slow_steps_are_not_waited_for(tmp_path: Path) -> None:
     # without an agreement by time the others would notice only with the log or the checkpoint, after 20 steps
-    hold = processes.Hold("n2n_dist.train.noisy_pair", 4, tmp_path / "held", seconds=1.2)
+    hold = processes.Hold("step", 4, tmp_path / "held", seconds=1.2)
     settings = ("train.steps=40", "train.log_every=100", "checkpoint.every=100")
     with processes.training(f"run.dir={tmp_path / 'run'}", *settings, world=2, hold=hold) as running:
         running.wait_at(hold)
@@ -91,7 +91,7 @@ def test_slow_steps_are_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_second_signal_to_a_rank_that_waits_for_another_one_exits_at_once(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    hold = processes.Hold("n2n_dist.train.noisy_pair", 5, tmp_path / "held", rank=1)
+    hold = processes.Hold("step", 5, tmp_path / "held", rank=1)
     with processes.training(f"run.dir={run_dir}", *SETTINGS, world=2, hold=hold) as running:
         running.wait(lambda: hold.calls(1) == 5)
         time.sleep(0.5)  # rank 0 has come to the gradients and waits, deep in the library
@@ -107,7 +107,7 @@ def test_a_second_signal_to_a_rank_that_waits_for_another_one_exits_at_once(tmp_
 @pytest.mark.slow
 def test_zero_stops_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     run_dir, whole = tmp_path / "run", tmp_path / "whole"
-    hold = processes.Hold("n2n_dist.train.noisy_pair", 2, tmp_path / "held")
+    hold = processes.Hold("step", 2, tmp_path / "held")
     with processes.training(f"run.dir={run_dir}", *SETTINGS, world=2, zero=1, hold=hold) as running:
         running.wait_at(hold)
         running.signal(signal.SIGTERM, 1)

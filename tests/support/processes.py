@@ -7,6 +7,7 @@ is a process of its own that runs the real script, with the variables that `acce
 import contextlib
 import hashlib
 import importlib
+import math
 import multiprocessing
 import os
 import runpy
@@ -15,7 +16,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,14 +67,24 @@ class Finished:
         return self
 
 
+SEAMS = {
+    "data": "n2n_dist.train.open_data",
+    "step": "n2n_dist.train.train_step",
+    "save": "n2n_dist.checkpoint.format.commit",
+    "validation": "n2n_dist.training.validation.denoise_tiled",
+}
+"""Functions at which tests may hold a run: before its first step, before a step, before a checkpoint gets its name
+(rank 0 alone does that), before a sample of a validation."""
+
+
 @dataclass
 class Hold:
-    """A place in the program where every rank waits until the test lets it go on."""
+    """A moment at which every rank waits until the test lets it go on."""
 
-    function: str
-    """The function that waits, as `module.name`."""
+    seam: str
+    """Key of `SEAMS`."""
     call: int
-    """The call of it, counted from 1, on each rank."""
+    """The call of that function, counted from 1, on each rank."""
     folder: Path
     """Where the ranks count their calls."""
     rank: int | None = None
@@ -112,7 +122,8 @@ class Running:
             time.sleep(0.01)
 
     def wait_at(self, hold: Hold) -> None:
-        self.wait(lambda: all(hold.calls(rank) >= hold.call for rank in range(len(self.ranks))))
+        ranks = range(len(self.ranks)) if hold.rank is None else [hold.rank]
+        self.wait(lambda: all(hold.calls(rank) >= hold.call for rank in ranks))
 
     def texts(self, suffix: str) -> list[str]:
         return [path.read_text() for output in self.outputs if (path := output.with_suffix(suffix)).exists()]
@@ -265,67 +276,80 @@ def _rank(
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in a process of one's own
     os.chdir(folder)
     os.environ.update(variables)
-    if pairs is not None or kill_at is not None:
-        _watch_pairs(pairs, kill_at)
-    if break_at is not None:
-        _break_gradient(break_at)
+    if (pairs, kill_at, break_at) != (None, None, None):
+        _watch_steps(pairs, kill_at, break_at)
     if hold is not None:
         _wait_at(hold)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 
 
-def _watch_pairs(folder: Path | None, kill_at: int | None) -> None:
-    """Look over the loop's shoulder: note every pair that it makes, or die at one."""
+class _Watched:
+    """Batches that are shown to `look` when the step takes them."""
+
+    def __init__(self, batches: Any, look: Callable[[Any], None]) -> None:
+        self._batches = batches
+        self._look = look
+
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        self._look(batch)
+        return batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batches, name)
+
+
+def _watch_steps(folder: Path | None, kill_at: int | None, break_at: int | None) -> None:
+    """Look at the batches of every step: note their pairs, die at one, or make the gradient of one not finite."""
     from n2n_dist import train
+    from n2n_dist.pairs import noisy_pair
 
-    make = train.noisy_pair
+    make_step = train.train_step
 
-    def noisy_pair(batch: Any, *arguments: Any) -> Any:
-        pair = make(batch, *arguments)
-        if kill_at is not None and batch.positions.max() >= kill_at:
-            for thread in threading.enumerate():
-                if thread.name == "checkpoint":  # the last one is to be whole
-                    thread.join()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if folder is not None:
-            folder.mkdir(exist_ok=True)
-            with (folder / str(os.getpid())).open("a") as file:
-                for i, position in enumerate(batch.positions.tolist()):
-                    digests = [
-                        hashlib.sha256(side[i].numpy().tobytes()).hexdigest() for side in (pair.inputs, pair.targets)
-                    ]
-                    print(position, batch.samples[i].item(), *digests, file=file)
-        return pair
+    def train_step(nets: Any, optimizer: Any, batches: Any, config: Any, step: int, backend: Any) -> Any:
+        hooks = []
 
-    train.noisy_pair = noisy_pair
+        def look(batch: Any) -> None:
+            if kill_at is not None and batch.positions.max() >= kill_at:
+                _wait_for_checkpoint(config, step)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if break_at is not None and break_at in batch.positions:
+                parameter = next(nets.network.parameters())
+                hooks.append(parameter.register_hook(lambda gradient: gradient * math.nan))
+            if folder is not None:
+                pair = noisy_pair(batch, config.noise, config.pairs, config.run.seed)
+                _write_digests(folder, batch, pair.inputs, pair.targets)
+
+        made = make_step(nets, optimizer, _Watched(batches, look), config, step, backend)
+        for hook in hooks:
+            hook.remove()
+        return made
+
+    train.train_step = train_step
 
 
-def _break_gradient(position: int) -> None:
-    """Add nothing to the loss of the micro-batch with this position, but with a slope that is not finite."""
-    from n2n_dist import train
+def _wait_for_checkpoint(config: Any, steps: int) -> None:
+    """Wait for the newest one that is due after so many steps: its thread may still write."""
+    from n2n_dist.train import due_after
 
-    make, measure = train.noisy_pair, train.losses
-    here = False
+    newest = next((step for step in range(steps, 0, -1) if due_after(step, config).save), 0)
+    end = time.monotonic() + 20
+    while newest and not Path(config.run.dir, f"checkpoints/step-{newest:08d}").exists() and time.monotonic() < end:
+        time.sleep(0.01)
 
-    def noisy_pair(batch: Any, *arguments: Any) -> Any:
-        nonlocal here
-        here = position in batch.positions
-        return make(batch, *arguments)
 
-    def losses(*arguments: Any, **options: Any) -> Any:
-        terms = measure(*arguments, **options)
-        if here:
-            nothing = terms["total"] - terms["total"].detach()
-            terms["total"] = terms["total"] + nothing.sqrt()
-        return terms
-
-    train.noisy_pair, train.losses = noisy_pair, losses
+def _write_digests(folder: Path, batch: Any, *sides: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    with (folder / str(os.getpid())).open("a") as file:
+        for i, position in enumerate(batch.positions.tolist()):
+            digests = [hashlib.sha256(side[i].numpy().tobytes()).hexdigest() for side in sides]
+            print(position, batch.samples[i].item(), *digests, file=file)
 
 
 def _wait_at(hold: Hold) -> None:
     """Let a function count its calls, and wait for the test in one of them."""
-    module_name, _, name = hold.function.rpartition(".")
+    module_name, _, name = SEAMS[hold.seam].rpartition(".")
     module = importlib.import_module(module_name)
     function, rank = getattr(module, name), int(os.environ.get("RANK", "0"))
 
