@@ -13,7 +13,7 @@ from statistics import median
 from support import processes
 import pytest
 
-from n2n_dist.training.curves import STRAGGLER_SECONDS
+from n2n_dist.distributed.stragglers import STRAGGLER_SECONDS
 
 
 def test_a_rank_that_hangs_is_named_and_the_run_goes_on_later(tmp_path: Path) -> None:

@@ -123,16 +123,14 @@ def test_zero_stops_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
-def test_the_launcher_passes_signals_on_with_the_variables_of_the_readme(
+def test_the_launcher_passes_signals_on_with_the_variables_of_the_documents(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     run_dir = tmp_path / "run"
-    line = next(line for line in (processes.ROOT / "README.md").read_text().splitlines() if "PET_SIGNALS" in line)
-    variables = dict(setting.split("=") for setting in line.removeprefix("export ").split())
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file=launch/backends/cpu.yaml"]
     command += [f"--main_process_port={processes.free_port()}", "launch/train.py", *processes.TINY]
     command += [f"run.dir={run_dir}", "train.steps=100000", "checkpoint.every=2", "data.workers=1"]
-    environment = os.environ | processes.WITHOUT_GPU | variables
+    environment = os.environ | processes.WITHOUT_GPU | processes.signal_variables()
     log = tmp_path / "log"
     with log.open("w") as file:
         launcher = subprocess.Popen(

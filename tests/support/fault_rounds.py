@@ -119,7 +119,7 @@ def forked(world: int, arguments: list[str], log: Path) -> Iterator[Start]:
 def launched(world: int, arguments: list[str], log: Path) -> Iterator[Start]:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file=launch/backends/cpu.yaml"]
     command += [f"--num_processes={world}", f"--main_process_port={processes.free_port()}", "launch/train.py"]
-    environment = os.environ | processes.WITHOUT_GPU | signal_variables()
+    environment = os.environ | processes.WITHOUT_GPU | processes.signal_variables()
     with log.open("w") as file:
         launcher = subprocess.Popen(
             [*command, *arguments],
@@ -151,12 +151,6 @@ def launched(world: int, arguments: list[str], log: Path) -> Iterator[Start]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)
         launcher.wait()
-
-
-def signal_variables() -> dict[str, str]:
-    """The variables that README.md names."""
-    line = next(line for line in (processes.ROOT / "README.md").read_text().splitlines() if "PET_SIGNALS" in line)
-    return dict(setting.split("=") for setting in line.removeprefix("export ").split())
 
 
 @dataclass

@@ -90,7 +90,7 @@ class Hold:
     rank: int | None = None
     """The rank that waits; None: all."""
     seconds: float = 0.0
-    """What every call takes longer, on these ranks."""
+    """What reading a batch takes longer, on these ranks."""
 
     def calls(self, rank: int) -> int:
         path = self.folder / str(rank)
@@ -238,6 +238,13 @@ def curves(run_dir: Path) -> dict[str, dict[int, float]]:
     return {name: {event.step: event.value for event in events.Scalars(name)} for name in events.Tags()["scalars"]}
 
 
+def signal_variables() -> dict[str, str]:
+    """Return the variables that make the launcher pass signals on, as docs/operations.md gives them."""
+    lines = (ROOT / "docs/operations.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("export PET_SIGNALS_TO_HANDLE="))
+    return dict(setting.split("=") for setting in line.removeprefix("export ").split())
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -276,8 +283,9 @@ def _rank(
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in a process of one's own
     os.chdir(folder)
     os.environ.update(variables)
-    if (pairs, kill_at, break_at) != (None, None, None):
-        _watch_steps(pairs, kill_at, break_at)
+    late = hold.seconds if hold is not None and hold.rank in (None, int(variables.get("RANK", "0"))) else 0.0
+    if (pairs, kill_at, break_at, late) != (None, None, None, 0.0):
+        _watch_steps(pairs, kill_at, break_at, late)
     if hold is not None:
         _wait_at(hold)
     sys.argv = [script, *arguments]
@@ -300,8 +308,8 @@ class _Watched:
         return getattr(self._batches, name)
 
 
-def _watch_steps(folder: Path | None, kill_at: int | None, break_at: int | None) -> None:
-    """Look at the batches of every step: note their pairs, die at one, or make the gradient of one not finite."""
+def _watch_steps(folder: Path | None, kill_at: int | None, break_at: int | None, late: float) -> None:
+    """Look at the batches of every step: note their pairs, die at one, make a gradient not finite, or take longer."""
     from n2n_dist import train
     from n2n_dist.pairs import noisy_pair
 
@@ -311,6 +319,7 @@ def _watch_steps(folder: Path | None, kill_at: int | None, break_at: int | None)
         hooks = []
 
         def look(batch: Any) -> None:
+            time.sleep(late)
             if kill_at is not None and batch.positions.max() >= kill_at:
                 _wait_for_checkpoint(config, step)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -360,7 +369,6 @@ def _wait_at(hold: Hold) -> None:
         held = hold.rank in (None, rank) and hold.calls(rank) == hold.call
         while held and not (hold.folder / "go").exists():
             time.sleep(0.01)
-        time.sleep(hold.seconds if hold.rank in (None, rank) else 0)
         return function(*arguments, **options)
 
     setattr(module, name, waiting)
