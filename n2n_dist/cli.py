@@ -35,7 +35,7 @@ def train(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     from n2n_dist.config import load
     from n2n_dist.train import train
 
-    train(load(arguments.config, arguments.settings), arguments.dry_run)
+    train(load(arguments.config, arguments.settings, leave_error=not arguments.dry_run), arguments.dry_run)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 
 from n2n_dist.checkpoint.format import describe_differences
 from n2n_dist.checkpoint.manager import CheckpointSettings
+from n2n_dist.checkpoint.run_folder import RunLock
 from n2n_dist.commands import CONFIGS, PACKAGE, find_config
 from n2n_dist.data.dataset import DataSettings
-from n2n_dist.errors import UserError, one_line, write_error_file
+from n2n_dist.errors import UserError, one_line
 from n2n_dist.files import write_text
 from n2n_dist.models.resunet import ModelSettings
 from n2n_dist.noise.models import MODELS, Noise
@@ -119,7 +120,6 @@ class Config:
         """
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / "error.txt").unlink(missing_ok=True)
             write_text(run_dir / "config.yaml", self.to_yaml())
         except OSError as error:
             raise UserError(
@@ -127,12 +127,13 @@ class Config:
             ) from None
 
 
-def load(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+def load(source: str | Path | None, overrides: Sequence[str] = (), leave_error: bool = False) -> Config:
     """Load a YAML file, put `key=value` settings over it, and check every key, type and range.
 
     Args:
         source: the file, or the name of a configuration that comes with the package; None for the defaults.
         overrides: `key=value`.
+        leave_error: write an error to the run folder that the settings name, if no run holds it.
 
     Raises:
         UserError: names the key, its value, what is allowed and the nearest known key.
@@ -161,8 +162,8 @@ def load(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:
         return _check(settings)
     except UserError as refusal:
         run = settings.get("run")
-        if isinstance(run, dict) and isinstance(run.get("dir"), str):
-            write_error_file(Path(run["dir"]), refusal)
+        if leave_error and isinstance(run, dict) and isinstance(run.get("dir"), str):
+            RunLock(Path(run["dir"])).leave_error(refusal)
         raise
 
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
-
-from n2n_dist.signals import remove_marker
 
 
 class ReportedError(Exception):
@@ -57,20 +52,3 @@ def run_command(command: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as a shell says it of a program that SIGINT ended
-
-
-def write_error_file(run_dir: Path, error: BaseException) -> None:
-    """Write the last error of a run to `RUN/error.txt`, because a launcher's own traceback buries ours.
-
-    All ranks raise the same error, so only rank 0 writes it; a `PeerLostError` is written by the first rank that
-    notices, unless the lost one has written its own. A run that fails is not continued by itself: its marker goes.
-    """
-    if isinstance(error, UserError | StorageError) and os.environ.get("RANK", "0") != "0":
-        return
-    remove_marker(run_dir)
-    reported = isinstance(error, ReportedError)
-    text = str(error) if reported else "".join(traceback.format_exception(error))
-    with contextlib.suppress(OSError):  # the folder may be what the error is about
-        if run_dir.is_dir():
-            with (run_dir / "error.txt").open("x" if isinstance(error, PeerLostError) else "w") as file:
-                file.write(text.rstrip() + "\n")

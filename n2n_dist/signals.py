@@ -13,11 +13,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
-MARKER = "PREEMPTED"
-"""File in the run folder: the run was stopped by a signal, and the same command continues it."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 GRACE_SECONDS = 60
 """Seconds that a scheduler usually leaves between its signal and the end of the process."""
@@ -46,17 +43,6 @@ def install() -> None:
 def received() -> tuple[str, float] | None:
     """Return the name of the signal that this process got, and the seconds since then; None if it got none."""
     return (_received[0][0], time.monotonic() - _received[0][1]) if _received else None
-
-
-def leave_marker(run_dir: Path, line: str) -> None:
-    """Leave word in the run folder that the run was stopped and can be continued."""
-    (run_dir / MARKER).write_text(line + "\n")
-
-
-def remove_marker(run_dir: Path) -> None:
-    """Forget that a run was stopped."""
-    with contextlib.suppress(OSError):  # the next write into the folder reports the error
-        (run_dir / MARKER).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

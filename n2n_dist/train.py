@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from n2n_dist import report, signals
+from n2n_dist import report
 from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.checkpoint.manager import Checkpoints
 from n2n_dist.checkpoint.run_folder import RunLock
@@ -28,7 +28,6 @@ from n2n_dist.distributed.batch import plan_batch
 from n2n_dist.distributed.stopping import StopAgreement
 from n2n_dist.distributed.stragglers import Stragglers
 from n2n_dist.distributed.watchdog import Watchdog, peer_lost
-from n2n_dist.errors import write_error_file
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist.models.weights import LAST, save_model
 from n2n_dist.objective import images_to_read, loss_terms
@@ -49,7 +48,7 @@ DRY_RUN_STEPS = 4
 def train(config: Config, dry_run: bool = False) -> None:
     """Train a denoiser, or continue the run in `run.dir`.
 
-    A signal (see `signals`) to any rank ends the step, or a validation, and saves; RUN/PREEMPTED then says that the
+    A signal (see signals.py) to any rank ends the step, or a validation, and saves; RUN/PREEMPTED then says that the
     same command continues the run.
 
     Args:
@@ -63,13 +62,11 @@ def train(config: Config, dry_run: bool = False) -> None:
 
     """
     run_dir = Path(config.run.dir)
-    if not dry_run:
-        signals.remove_marker(run_dir)
     lock = RunLock(run_dir)
 
     def leave_error(error: BaseException) -> None:
-        if not (dry_run or lock.taken_over):
-            write_error_file(run_dir, error)
+        if not dry_run:
+            lock.leave_error(error)
 
     with contextlib.ExitStack() as at_end:
         at_end.callback(lock.release)
@@ -158,7 +155,7 @@ def _train(config: Config, dry_run: bool, lock: RunLock, watchdog: Watchdog, at_
         log.restart()
 
     checkpoints.finish()
-    finish(config, nets.ema, backend, state, stop, curves)
+    finish(config, lock, nets.ema, backend, state, stop, curves)
 
 
 def train_step(
@@ -226,7 +223,7 @@ def claim_and_resume(
     """
     run_dir = Path(config.run.dir)
     backend.run_on_rank0(lambda: config.check_run_dir(run_dir))
-    backend.run_on_rank0(lambda: lock.acquire(lambda line: print(line, flush=True)))
+    lock.join(backend.run_on_rank0(lambda: lock.acquire(lambda line: print(line, flush=True))))
     check_machines(run_dir, backend)
     found = checkpoints.newest(warn=print)
     backend.run_on_rank0(lambda: check_continuation(run_dir, found, wanted))
@@ -277,7 +274,13 @@ def validate(
 
 
 def finish(
-    config: Config, ema: ResUNet, backend: Backend, state: TrainState, stop: StopAgreement, curves: Curves
+    config: Config,
+    lock: RunLock,
+    ema: ResUNet,
+    backend: Backend,
+    state: TrainState,
+    stop: StopAgreement,
+    curves: Curves,
 ) -> None:
     """Write the weights of a run that is done, or a marker that it can be continued, and say so."""
     run_dir = Path(config.run.dir)
@@ -289,7 +292,7 @@ def finish(
         text = report.end(run_dir, state, bool(config.validation_sets()))
     else:
         text = report.stopped(state, stop.first_signal())
-        backend.run_on_rank0(lambda: signals.leave_marker(run_dir, text))
+        backend.run_on_rank0(lambda: lock.leave_marker(text))
     if backend.is_main:
         print(text, flush=True)
     backend.close()

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from n2n_dist.checkpoint.format import read_manifest
-from n2n_dist.checkpoint.run_folder import OWNER, STALE_SECONDS
+from n2n_dist.checkpoint.run_folder import MARKER, OWNER, STALE_SECONDS
 from n2n_dist.data.order import Order
 from n2n_dist.shards.index import Index
-from n2n_dist.signals import ECHO_SECONDS, MARKER, SIGNALS
+from n2n_dist.signals import ECHO_SECONDS, SIGNALS
 from support.fault_rounds import EVERY, STEPS, Round, Skipped, Start, expect
 
 

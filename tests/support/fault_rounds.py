@@ -15,8 +15,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from n2n_dist.checkpoint.run_folder import OWNER
-from n2n_dist.signals import MARKER
+from n2n_dist.checkpoint.run_folder import MARKER, OWNER
 from support import processes
 
 STEPS, EVERY = 24, 6
