@@ -268,13 +268,11 @@ def test_a_run_folder_is_continued_with_what_may_change(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     load(None).write(run_dir)
     assert load(run_dir / "config.yaml") == load(None)
-    (run_dir / "error.txt").write_text("an old one")
     may_change = ["train.steps=9", "data.workers=0", "data.shards=elsewhere", "train.threads=1", "validate.every=5"]
     longer = load(None, [*may_change, "checkpoint.keep=4", "train.micro_batch=2", "train.log_every=1"])
     longer.check_run_dir(run_dir)
     longer.write(run_dir)
     assert load(run_dir / "config.yaml").train.steps == 9
-    assert not (run_dir / "error.txt").exists()
 
     before = (run_dir / "config.yaml").read_text()
     with pytest.raises(UserError) as refusal:

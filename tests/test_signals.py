@@ -61,15 +61,6 @@ def test_it_imports_nothing_that_is_slow() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=processes.ROOT, check=False).returncode == 0
 
 
-def test_the_marker_is_left_and_removed(tmp_path: Path) -> None:
-    signals.leave_marker(tmp_path, "stopped")
-    assert (tmp_path / "PREEMPTED").read_text() == "stopped\n"
-    signals.remove_marker(tmp_path)
-    signals.remove_marker(tmp_path)
-    signals.remove_marker(tmp_path / "nowhere")
-    assert not list(tmp_path.iterdir())
-
-
 def test_signals_wait_while_they_are_held() -> None:
     came: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: came.append(number))
@@ -226,14 +217,14 @@ def test_a_second_signal_exits_at_once_and_the_last_checkpoint_stays(
 
 def test_a_start_that_is_refused_removes_the_marker(tmp_path: Path) -> None:
     for wrong in ("data.shards=nowhere", "data.batch=many"):  # refused by the run, and before it
-        signals.leave_marker(tmp_path, "stopped")
+        (tmp_path / "PREEMPTED").write_text("stopped")
         assert processes.train(*settings(tmp_path, wrong)).codes == [2]
         assert not (tmp_path / "PREEMPTED").exists()
 
 
 def test_a_dry_run_has_nothing_to_save_and_ends_at_the_first_signal(tmp_path: Path, hold: Callable) -> None:
     place = hold("step", 1)
-    signals.leave_marker(tmp_path, "stopped")
+    (tmp_path / "PREEMPTED").write_text("stopped")
     with processes.training("--dry-run", *settings(tmp_path), hold=place) as running:
         running.wait_at(place)
         os.kill(running.ranks[0].pid, signal.SIGTERM)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from n2n_dist.checkpoint import run_folder
-from n2n_dist.checkpoint.run_folder import OWNER, RunLock
-from n2n_dist.errors import UserError
+from n2n_dist.checkpoint.run_folder import ERROR, MARKER, OWNER, RunLock
+from n2n_dist.errors import PeerLostError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,8 @@ def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
         UserError, match=rf"^run.dir {tmp_path}: in use by process {os.getpid()} on .*choose another run"
     ):
         other.acquire(print)
-    assert other.taken_over
+    assert not other.held
+    other.leave_error(ValueError("of the other"))
     other.release()
     assert held.lost_error() is None
     held.release()
@@ -94,7 +95,10 @@ def test_another_process_of_the_same_number_is_another_process(tmp_path: Path, m
     held.release()
 
 
-@pytest.mark.parametrize("content", [None, b"", b'{"token": "half', b"[1]"])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b'{"token": "half', b"[1]", b"\xff\0", b'{"machine": null}', b'{"process": "1", "machine": 2}'],
+)
 def test_what_gives_no_sign_of_life_is_taken_over_after_a_while(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
 ) -> None:
@@ -151,7 +155,8 @@ def test_a_run_that_stood_still_notices_that_it_lost_its_folder(
     other = RunLock(tmp_path)
     other.acquire(print)
     assert "took the folder over; this one stops and saves nothing" in str(still.lost_error())
-    assert still.taken_over
+    assert not still.held
+    still.leave_error(ValueError("of the other"))
     still._beat()  # as its thread would when it wakes up
     still.release()
     assert other.lost_error() is None
@@ -177,8 +182,118 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         RunLock(tmp_path / "file" / "run").acquire(print)
 
 
-def test_other_ranks_hold_nothing(tmp_path: Path) -> None:
-    other = RunLock(tmp_path)
+def test_other_ranks_notice_nothing_and_release_nothing(tmp_path: Path) -> None:
+    first, other = RunLock(tmp_path), RunLock(tmp_path)
     assert other.lost_error() is None
+    other.join(first.acquire(print))
+    assert other.held
     other.release()
+    assert first.held
+    first.release()
+    assert other.lost_error() is None
     assert not list(tmp_path.iterdir())
+
+
+def fail() -> None:
+    raise ZeroDivisionError("by nought")
+
+
+def ended_run(folder: Path) -> Path:
+    """The folder of a run that has ended, with files that a next start may write or remove."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text("run: {}")
+    (folder / MARKER).write_text("stopped")
+    (folder / ERROR).write_text("old")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.name != OWNER}
+
+
+def test_a_start_removes_marker_and_error_of_the_one_before_when_it_holds_the_folder(tmp_path: Path) -> None:
+    run_dir = ended_run(tmp_path / "run")
+    before = contents(run_dir)
+    lock = RunLock(run_dir)
+    assert contents(run_dir) == before
+    lock.acquire(print)
+    assert contents(run_dir).keys() == {"config.yaml"}
+    lock.leave_marker("stopped by SIGTERM")
+    assert (run_dir / MARKER).read_text() == "stopped by SIGTERM\n"
+    lock.release()
+    assert contents(run_dir).keys() == {"config.yaml", MARKER}
+
+
+def test_an_error_of_a_run_replaces_its_marker(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.acquire(print)
+    lock.leave_marker("stopped")
+    lock.leave_error(UserError("data.batch 10: use a multiple of 4"))
+    assert contents(tmp_path) == {ERROR: "data.batch 10: use a multiple of 4\n"}
+    try:
+        fail()
+    except ZeroDivisionError as error:
+        lock.leave_error(error)
+    text = (tmp_path / ERROR).read_text()
+    assert text.startswith("Traceback")
+    assert "in fail" in text
+    assert text.endswith("ZeroDivisionError: by nought\n")
+    lock.release()
+
+
+def test_the_loss_of_a_process_does_not_hide_what_that_one_left(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.acquire(print)
+    lock.leave_error(PeerLostError("rank 0 is lost"))
+    assert (tmp_path / ERROR).read_text() == "rank 0 is lost\n"
+    lock.leave_error(ValueError("a bug"))
+    lock.leave_error(PeerLostError("rank 1 is lost"))
+    assert (tmp_path / ERROR).read_text().endswith("ValueError: a bug\n")
+    lock.release()
+
+
+def test_other_ranks_write_while_the_run_holds_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, other = RunLock(tmp_path), RunLock(tmp_path)
+    other.join(first.acquire(print))
+    monkeypatch.setenv("RANK", "1")
+    other.leave_error(UserError("which all ranks raise"))
+    assert not contents(tmp_path)
+    other.leave_error(ValueError("of this rank"))
+    assert "of this rank" in (tmp_path / ERROR).read_text()
+    (tmp_path / ERROR).unlink()
+    first.release()
+    other.leave_error(ValueError("too late"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_before_the_lock_is_written_if_the_folder_is_free_and_not_if_a_run_holds_it(tmp_path: Path) -> None:
+    run_dir = ended_run(tmp_path / "run")
+    RunLock(run_dir).leave_error(UserError("a key is unknown"))
+    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", ERROR}
+    assert (run_dir / ERROR).read_text() == "a key is unknown\n"
+    held = RunLock(run_dir)
+    held.acquire(print)
+    held.leave_marker("stopped")
+    before = contents(run_dir)
+    RunLock(run_dir).leave_error(UserError("a key is unknown"))
+    assert contents(run_dir) == before
+    held.release()
+
+
+def test_an_error_makes_no_folder_and_is_not_hidden_by_one_that_cannot_be_written(tmp_path: Path) -> None:
+    RunLock(tmp_path / "none").leave_error(UserError("x"))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ERROR).mkdir()
+    RunLock(tmp_path).leave_error(UserError("x"))
+    assert [path.name for path in tmp_path.iterdir()] == [ERROR]
+
+
+def test_a_run_that_lost_its_folder_leaves_no_marker(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path / "run")
+    lock.acquire(print)
+    (tmp_path / "run" / OWNER).unlink()
+    with pytest.raises(UserError, match="was removed during the run"):
+        lock.leave_marker("stopped")
+    lock.leave_error(ValueError("a bug"))
+    assert not list((tmp_path / "run").iterdir())
+    lock.release()

@@ -66,12 +66,18 @@ def test_a_second_run_is_refused_and_a_run_whose_folder_is_removed_ends(tmp_path
     with processes.training(*settings, world=2, hold=hold) as running:
         running.wait_at(hold)
         running.wait((run_dir / "checkpoints/step-00000003").exists)
+        (run_dir / "PREEMPTED").write_text("a job looks for it")
         before = sorted(run_dir.rglob("*"))
+        for wrong in ("data.batch=many", "data.shards=nowhere"):  # refused with the configuration, and after it
+            assert processes.train(*settings, wrong, world=1).codes == [2]
+            assert processes.train("--dry-run", *settings, wrong).codes == [2]
+            assert sorted(run_dir.rglob("*")) == before
         second = processes.train(*settings, world=1)
         assert second.codes == [2]
         assert f"run.dir {run_dir}: in use by process {running.ranks[0].pid} on {socket.gethostname()}" in second.err[0]
         assert sorted(run_dir.rglob("*")) == before, "the folder is the other's"
         processes.train("--dry-run", *settings).checked()
+        assert sorted(run_dir.rglob("*")) == before
 
         shutil.rmtree(run_dir)
         hold.release()
