@@ -5,6 +5,7 @@ Importing the package is cheap: each function loads what it needs on its first c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,37 @@ def denoise(
 
     image = Image.from_array(array, black=black, white=white)
     return denoise_image(load_model(weights), image).pixels.reshape(array.shape)
+
+
+def fit(config: str | Path | None, **sections: Mapping[str, Any]) -> Path:
+    """Train a denoiser, or continue the run in `run.dir`, as `n2n-dist train` does.
+
+        n2n_dist.fit("demo", train={"steps": 100}, run={"dir": "runs/mine"})
+
+    Args:
+        config: a YAML file, or the name of a configuration that comes with the package; None for the defaults.
+        **sections: settings that go over those of the file, by section.
+
+    Returns:
+        The run folder, which `denoise` takes.
+
+    Raises:
+        n2n_dist.errors.UserError: data, settings or checkpoint cannot be used.
+
+    """
+    import json
+
+    from n2n_dist.config import load
+    from n2n_dist.train import train
+
+    settings = [
+        f"{section}.{key}={json.dumps(value, default=str)}"
+        for section, values in sections.items()
+        for key, value in values.items()
+    ]
+    loaded = load(config, settings)
+    train(loaded)
+    return Path(loaded.run.dir)
 
 
 def build(source_folder: str | Path, destination: str | Path, *, jobs: int = 1, **options: Any) -> Report:

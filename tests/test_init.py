@@ -2,6 +2,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,33 @@ from n2n_dist.errors import UserError
 def test_importing_the_package_is_cheap() -> None:
     program = "import sys, n2n_dist; n2n_dist.__version__; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_no_module_takes_the_name_of_a_function() -> None:
+    program = (
+        "import importlib, pkgutil, n2n_dist\n"
+        "for module in pkgutil.walk_packages(n2n_dist.__path__, 'n2n_dist.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "assert all(callable(getattr(n2n_dist, name)) for name in ('denoise', 'fit', 'build', 'audit_folder'))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_fit_trains_and_returns_the_run_folder(tmp_path: Path) -> None:
+    sections: dict[str, dict[str, Any]] = {
+        "run": {"dir": tmp_path / "run = 1"},
+        "data": {"validation": None, "crop": 32, "workers": 0},
+        "model": {"width": 8, "depths": [1, 1]},
+        "loss": {"perceptual": 0},
+        "optim": {"lr": 1e-5},
+        "train": {"steps": 1, "precision": "fp32"},
+    }
+    run_dir = n2n_dist.fit("demo", **sections)
+    assert run_dir == tmp_path / "run = 1"
+    pixels = random_pixels((20, 20, 3))
+    assert n2n_dist.denoise(pixels, run_dir).shape == pixels.shape
+    with pytest.raises(UserError, match=r"trian: unknown section"):
+        n2n_dist.fit("demo", trian={"steps": 1})
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
