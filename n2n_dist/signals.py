@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted at once, and acted upon where all ranks can agree (train.py).
+"""Requests to stop a run, by a signal or the end of its launcher: noted at once, obeyed where all ranks can agree.
 
 A thread notes them, because a Python handler waits as long as the main thread waits for another rank. This module
 imports nothing slow: the command line uses it before torch, whose import takes seconds in which a signal would kill.
@@ -13,9 +13,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
+"""Of people and Slurm: SIGTERM, SIGINT, SIGUSR1; of a terminal that closes: SIGHUP; of LSF and Grid Engine: SIGUSR2,
+SIGXCPU."""
+LAUNCHERS = ("accelerate", "torchrun", "torch.distributed.run", "torch.distributed.launch", "deepspeed")
 GRACE_SECONDS = 60
 """Seconds that a scheduler usually leaves between its signal and the end of the process."""
 ECHO_SECONDS = 1.0
@@ -23,7 +27,7 @@ ECHO_SECONDS = 1.0
 processes, and the launcher passes it on to them."""
 
 _received: list[tuple[str, float]] = []
-"""Name and time of the first signal."""
+"""Name and time of the first request."""
 
 
 def install() -> None:
@@ -35,9 +39,22 @@ def install() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in SIGNALS:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # under nohup
         signal.signal(number, _do_nothing)
         signal.siginterrupt(number, False)  # system calls of other libraries go on
     threading.Thread(target=_note, args=(reader,), daemon=True, name="signals").start()
+    parent = os.getppid()
+    if _is_launcher(parent):  # a shell may end, and a run under nohup goes on
+        threading.Thread(target=_watch_launcher, args=(parent,), daemon=True, name="launcher").start()
+
+
+def prints_messages() -> bool:
+    """Return whether this process prints what all ranks have to report: the first one of each machine.
+
+    A LOCAL_RANK that somebody's script has exported makes no rank of a single process.
+    """
+    return os.environ.get("WORLD_SIZE", "1") in ("", "1") or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def received() -> tuple[str, float] | None:
@@ -85,10 +102,31 @@ def _note(reader: int) -> None:
             if number not in SIGNALS:  # such as that of a child that has ended
                 continue
             if not _received:
-                _received.append((signal.Signals(number).name, time.monotonic()))
-                if os.environ.get("LOCAL_RANK", "0") == "0":
-                    os.write(2, f"{_received[0][0]}: stopping soon; a second signal stops without saving\n".encode())
+                _request(signal.Signals(number).name)
             elif time.monotonic() - _received[0][1] > ECHO_SECONDS:
                 for child in multiprocessing.active_children():
                     child.kill()
                 os._exit(1)
+
+
+def _watch_launcher(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    if not _received:
+        _request("the end of its launcher")
+
+
+def _request(name: str) -> None:
+    _received.append((name, time.monotonic()))
+    if prints_messages():
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            os.write(2, f"{name}: stopping soon; a second signal stops without saving\n".encode())
+
+
+def _is_launcher(process: int) -> bool:
+    """Return whether a process starts others for training, where /proc tells its command line."""
+    try:
+        words = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return False
+    return any(name.startswith(LAUNCHERS) for word in words[:3] for name in (word, word.rpartition("/")[2]))

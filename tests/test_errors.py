@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from n2n_dist.errors import PeerLostError, StorageError, UserError, one_line, run_command
@@ -32,6 +36,7 @@ def test_failure_is_one_line_too_and_exit_code_1(capsys: pytest.CaptureFixture[s
 def test_the_first_process_of_each_machine_prints_and_all_leave_with_the_same_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, local: str, printed: bool
 ) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("LOCAL_RANK", local)
     with pytest.raises(SystemExit) as caught:
@@ -74,3 +79,42 @@ def test_one_line_of_an_error_is_short_and_never_empty() -> None:
     assert one_line(ValueError("a\n   b")) == "a b"
     assert len(one_line(ValueError("word " * 1000))) == 300
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize("left_over", [{"LOCAL_RANK": "1"}, {"LOCAL_RANK": "1", "WORLD_SIZE": ""}])
+def test_a_variable_that_is_left_over_hides_no_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], left_over: dict[str, str]
+) -> None:
+    def fail() -> None:
+        raise UserError("no such file")
+
+    for name, value in left_over.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        run_command(fail)
+    assert capsys.readouterr().err == "error: no such file\n"
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "| true"])
+def test_a_program_goes_on_without_its_standard_output(tmp_path: Path, redirection: str) -> None:
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import pathlib, time\n"
+        "from n2n_dist.errors import run_command\n"
+        "def main():\n"
+        "    for number in range(5):\n"
+        "        print('line', number, flush=True)\n"
+        "        time.sleep(0.1)\n"
+        f"    pathlib.Path({str(tmp_path / 'end')!r}).touch()\n"
+        "run_command(main)\n"
+    )
+    command = f"set -o pipefail; {sys.executable} {program} {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (tmp_path / "end").exists(), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    if redirection != ">&-":
+        assert done.stderr.startswith("standard output cannot be written (")
+        assert done.stderr.count("\n") == 1

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from support import processes
+import psutil
 import pytest
 
 from n2n_dist.signals import ECHO_SECONDS
@@ -151,3 +152,31 @@ def test_the_launcher_passes_signals_on_with_the_variables_of_the_documents(
     assert (run_dir / "PREEMPTED").read_text().startswith(f"stopped by {number.name}: saved after step "), said
     assert (run_dir / "PREEMPTED").read_text() in said
     assert "DataLoader worker" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_whose_launcher_has_ended_saves_and_ends(tmp_path: Path, number: signal.Signals) -> None:
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "launch/train.py", *processes.TINY]
+    command += [f"run.dir={run_dir}", "train.steps=100000", "checkpoint.every=2"]
+    with log.open("w") as file:
+        launcher = subprocess.Popen(
+            command, cwd=processes.ROOT, env=os.environ | processes.WITHOUT_GPU, stdout=file, stderr=file
+        )
+        trainer: list[psutil.Process] = []
+        try:
+            end = time.monotonic() + 120
+            while not (run_dir / "checkpoints" / "step-00000002").exists():
+                assert launcher.poll() is None, log.read_text()
+                assert time.monotonic() < end, log.read_text()
+                time.sleep(0.1)
+            trainer = psutil.Process(launcher.pid).children()
+            launcher.send_signal(number)
+            _, alive = psutil.wait_procs(trainer, timeout=60)
+            assert not alive, log.read_text()
+        finally:
+            for process in [launcher, *trainer]:
+                if process.poll() is None if isinstance(process, subprocess.Popen) else process.is_running():
+                    process.kill()
+    assert (run_dir / "PREEMPTED").read_text().startswith("stopped by the end of its launcher: saved after step ")
