@@ -67,6 +67,9 @@ class Output(io.TextIOBase):
             raise io.UnsupportedOperation("fileno")
         return self._stream.fileno()
 
+    def close(self) -> None:
+        """Leave the stream open: it is the program's."""
+
     def _try(self, action: Callable[[], object]) -> None:
         if self._stream is None:
             return
