@@ -23,7 +23,13 @@ def set_threads(threads: int | None = None) -> None:
     A launcher leaves every process with one thread, a single one too, unless this is called.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    torch.set_num_threads(threads or max(1, cores // local_world_size()))
+
+
+def local_world_size() -> int:
+    """Return the number of ranks on this machine; a variable left over in a single process counts for nothing."""
+    single = os.environ.get("WORLD_SIZE", "1") in ("", "1")
+    return 1 if single else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:

@@ -18,10 +18,18 @@ def test_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(12)), raising=False)
     for ranks, threads in ((None, 12), ("1", 12), ("4", 3), ("5", 2), ("100", 1)):
         monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        monkeypatch.setenv("WORLD_SIZE", "200" if ranks else "")
         if ranks:
             monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
         set_threads()
         assert torch.get_num_threads() == threads
+
+
+def test_a_variable_left_over_in_a_single_process_takes_no_cores_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(12)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    set_threads()
+    assert torch.get_num_threads() == 12
 
 
 def test_a_number_is_obeyed() -> None:

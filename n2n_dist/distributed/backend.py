@@ -7,7 +7,6 @@ torch.distributed: under DeepSpeed on a CPU Accelerate itself says 1.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from n2n_dist.commands import backend_file
-from n2n_dist.devices import autocast, set_threads, use_gpu
+from n2n_dist.devices import autocast, local_world_size, set_threads, use_gpu
 from n2n_dist.distributed import zero
 from n2n_dist.distributed.batch import BatchPlan
 from n2n_dist.distributed.watchdog import MARGIN_SECONDS, Watchdog
@@ -59,6 +58,8 @@ class Backend:
         self.clip = clip
         self.dtype = dtype
         self.zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+        for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_TORCH_DEVICE"):
+            os.environ.pop(name, None)  # train.compile and the launch file decide
         gpu = use_gpu()
         accumulation = accelerate.utils.GradientAccumulationPlugin(
             num_steps=plan.accumulation, sync_with_dataloader=False
@@ -72,20 +73,7 @@ class Backend:
         arguments: dict[str, Any] = {"gradient_accumulation_plugin": accumulation, "mixed_precision": "no"}
         self.name = "single process"
         if self.zero:
-            stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-            if stage not in (1, 2):
-                raise UserError(
-                    f"zero_stage {stage}: only 1 and 2, because networks of this kind fit on one device, and "
-                    f"checkpoints need every weight there; use {backend_file('zero2')}"
-                )
-            # the launch file's zero_stage is read above; beside a configuration in code Accelerate refuses it
-            os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
-            if not gpu:
-                os.environ["DS_ACCELERATOR"] = "cpu"
-                zero.skip_shm_compilation()
-            logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-            self.name = f"ZeRO-{stage}"
-            arguments["deepspeed_plugin"] = zero.Plugin(hf_ds_config=zero.configuration(stage, plan, clip, dtype))
+            self.name, arguments["deepspeed_plugin"] = zero.start(plan, clip, dtype)
         elif plan.world_size > 1:
             self.name = "DDP"
             handlers.append(
@@ -103,7 +91,7 @@ class Backend:
             set_threads(threads)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        if self.world_size != plan.world_size or self.rank != int(os.environ.get("RANK", 0)):
+        if self.world_size != plan.world_size or self.rank != int(os.environ.get("RANK") or 0):
             raise UserError(
                 f"this process is rank {self.rank} of {self.world_size}, but the launcher started rank "
                 f"{os.environ.get('RANK', 0)} of {plan.world_size}; use one of {backend_file('*')}"
@@ -122,13 +110,13 @@ class Backend:
     @property
     def local_rank(self) -> int:
         """This process's number on its machine."""
-        return int(os.environ.get("LOCAL_RANK", 0))
+        return int(os.environ.get("LOCAL_RANK", 0)) if self.world_size > 1 else 0
 
     @property
     def machine_slots(self) -> range:
         """Slots of every batch that the ranks of this machine read."""
         share, first = self.plan.batch // self.world_size, self.rank - self.local_rank
-        return range(first * share, (first + int(os.environ.get("LOCAL_WORLD_SIZE", 1))) * share)
+        return range(first * share, (first + local_world_size()) * share)
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, example: torch.Tensor) -> tuple[nn.Module, Any]:
         """Wrap model and optimiser so that gradients are reduced over the ranks; parameters stay the same objects.

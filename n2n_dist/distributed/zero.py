@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import accelerate
 import torch
 
+from n2n_dist.commands import backend_file
 from n2n_dist.devices import use_gpu
 from n2n_dist.distributed.batch import BatchPlan
+from n2n_dist.errors import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of every parameter, besides the number of its steps."""
@@ -20,6 +24,33 @@ class Plugin(accelerate.DeepSpeedPlugin):
 
     def set_deepspeed_weakref(self) -> None:
         """Do nothing: it hands the settings to the package transformers, which is not used here."""
+
+
+def start(plan: BatchPlan, clip: float, dtype: torch.dtype | None) -> tuple[str, Plugin]:
+    """Return the name of this backend, and the plugin that starts it, from our settings and the launch file's stage.
+
+    Raises:
+        UserError: another stage than 1 or 2, or no launcher.
+
+    """
+    if not os.environ.get("RANK"):
+        raise UserError(
+            "ACCELERATE_USE_DEEPSPEED=true: set without a launcher, so it is left over from another program; unset "
+            "it, or start with accelerate launch"
+        )
+    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    if stage not in (1, 2):
+        raise UserError(
+            f"zero_stage {stage}: only 1 and 2, because networks of this kind fit on one device, and checkpoints need "
+            f"every weight there; use {backend_file('zero2')}"
+        )
+    # the launch file's zero_stage is read above; beside a configuration in code Accelerate refuses it
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
+    if not use_gpu():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        skip_shm_compilation()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return f"ZeRO-{stage}", Plugin(hf_ds_config=configuration(stage, plan, clip, dtype))
 
 
 def skip_shm_compilation() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-import n2n_dist
 from n2n_dist.checkpoint.format import TrainState, describe_differences
 from n2n_dist.checkpoint.run_folder import OWNER
 from n2n_dist.commands import command
@@ -20,6 +19,7 @@ from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
 from n2n_dist.models.weights import BEST, LAST
 from n2n_dist.training.step_log import StepLog
+from n2n_dist.version import __version__
 
 SHARED_SECONDS = 20.0
 """How long a file of one machine may take to appear on another: a file server's clients remember what was not there."""
@@ -53,9 +53,9 @@ def other_software(hosts: Sequence[str], software: Sequence[str]) -> str | None:
 
 def _software() -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(n2n_dist.__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
-    return f"n2n_dist {n2n_dist.__version__} (sources {digest.hexdigest()[:8]}) and torch {torch.__version__}"
+    return f"n2n_dist {__version__} (sources {digest.hexdigest()[:8]}) and torch {torch.__version__}"
 
 
 def _check_shared(run_dir: Path) -> None:

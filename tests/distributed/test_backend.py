@@ -50,12 +50,13 @@ def test_the_norm_is_that_before_clipping(backend: Backend, clip: float, moved: 
     assert model.weight.grad is None
 
 
-@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"WORLD_SIZE": "2"}])
+@pytest.mark.parametrize("rank", ["0", "1"])
 def test_processes_that_found_no_common_world_are_refused(
-    backend: Backend, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    backend: Backend, rank: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Accelerate has already started without a world
-    for name, value in variables.items():
+    launched = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in launched.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"this process is rank 0 of 1, but the launcher .* use one of launch/backends"):
         Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=2)
@@ -64,6 +65,9 @@ def test_processes_that_found_no_common_world_are_refused(
 def test_zero_3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(UserError, match=r"ACCELERATE_USE_DEEPSPEED=true: set without a launcher"):
+        Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=2)
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=r"zero_stage 3: only 1 and 2, because .*; use launch/backends/zero2.yaml"):
         Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=2)
 
@@ -76,6 +80,7 @@ def test_the_machine_of_a_rank_takes_the_slots_of_all_of_its_ranks(
         monkeypatch.setattr(backend, name, value)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "6")
     assert backend.local_rank == 1
     assert backend.machine_slots == range(8, 16)
 
