@@ -29,7 +29,7 @@ from n2n_dist.building.plan import Options
 from n2n_dist.data.dataset import CropDataset, RankOrder
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
-from n2n_dist.images.image import decode
+from n2n_dist.images.codecs import decode
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_window
 

@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 
 from n2n_dist.errors import UserError
-from n2n_dist.images.image import decode, encode
+from n2n_dist.images.codecs import decode, encode
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_window
 

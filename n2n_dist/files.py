@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ def fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` at the end, or remove it after an error.
+    """Yield a temporary name beside `path`, of a file or folder; rename it to `path` at the end, or remove it after an error.
 
     Readers see the old file or the new one, never a part; so does a start after a crash or a loss of power, because the
     bytes are on the disk before the rename, and the rename before this returns. Several processes may write the same
@@ -47,7 +48,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
         fsync(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and str(error.filename) in ("None", str(temporary)):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from n2n_dist.errors import UserError
-from n2n_dist.images.formats import Size, open_frames
+from n2n_dist.images.frames import Size, open_frames
 from n2n_dist.images.image import find_images
 
 READERS = 8
@@ -192,7 +192,7 @@ def _frames(
     for file in files:
         found = sizes[file]
         if isinstance(found, UserError):
-            raise UserError(f"{source / file}: {found}")
+            raise UserError(str(found))
         if len(found) > 1 and not several:
             raise UserError(f"{source / file}: holds {len(found)} frames; give one capture a file, or --captures stack")
         frames += [Frame(file, number) for number in range(len(found))]
@@ -201,12 +201,10 @@ def _frames(
 
 def _sizes(path: Path) -> list[Size] | UserError:
     try:
-        with path.open("rb") as file:
-            return open_frames(file, path.suffix).sizes
+        with open_frames(path) as frames:
+            return [frame.size for frame in frames]
     except UserError as refusal:
         return refusal
-    except OSError as error:
-        return UserError(f"cannot be read ({error.strerror or error})")
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

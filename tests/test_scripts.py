@@ -13,7 +13,8 @@ from support.images import random_pixels
 from support.processes import ROOT, TINY, run, train
 from support.tars import read_whole, write_tar
 
-from n2n_dist.images.image import encode, read_image, write_image
+from n2n_dist.images.codecs import encode
+from n2n_dist.images.image import read_image, write_image
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.indexing import write_index
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from n2n_dist.building.plan import Options, origins
 from n2n_dist.errors import UserError
-from n2n_dist.images.image import Image, encode, read_frames
+from n2n_dist.images.codecs import encode
+from n2n_dist.images.image import Image, read_frames
 from n2n_dist.scenes import Scene
 from n2n_dist.shards.reading import Member, Sample
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from n2n_dist.errors import UserError
-from n2n_dist.images.image import find_images, read_frames, write_frames
+from n2n_dist.images.frames import Frame, open_frames, result_type
+from n2n_dist.images.image import Image, find_images, find_range
+from n2n_dist.images.readers import create_file, output_name
 from n2n_dist.inference.tile import denoise_image
+from n2n_dist.models.resunet import ResUNet
 from n2n_dist.models.weights import load_model
-
-SUFFIX = {
-    ".jpg": ".png",  # a lossy result would add new artefacts
-    ".jpeg": ".png",
-    ".npz": ".npy",
-    ".fits": ".tif",
-    ".fit": ".tif",
-    ".fts": ".tif",
-    ".dcm": ".tif",
-}
-"""Format of a result, if it is not that of the source."""
 
 
 def denoise_files(
@@ -28,7 +21,7 @@ def denoise_files(
     black: float | None,
     white: float | None,
 ) -> None:
-    """Denoise a file, or every image below a folder, keeping names, bit depth and type; every frame of a stack.
+    """Denoise a file, or every image below a folder, keeping names, shape, type and metadata; every frame of a stack.
 
     A destination without suffix is a folder. Nothing is written over.
 
@@ -39,10 +32,10 @@ def denoise_files(
     """
     model = load_model(weights)
     if source.is_dir():
-        outputs = {path: _output(destination / path.relative_to(source)) for path in find_images(source)}
+        outputs = {path: output_name(destination / path.relative_to(source)) for path in find_images(source)}
     elif source.is_file():
         folder = destination.is_dir() or not destination.suffix
-        outputs = {source: _output(destination / source.name if folder else destination)}
+        outputs = {source: output_name(destination / source.name if folder else destination)}
     else:
         raise UserError(f"{source}: no such file or folder")
     for output in outputs.values():
@@ -53,8 +46,8 @@ def denoise_files(
     failed = []
     for path, output in outputs.items():
         try:
-            frames = read_frames(path, black, white)
-            write_frames(output, [denoise_image(model, frame).pixels for frame in frames])
+            with open_frames(path) as frames:
+                _denoise_frames(model, frames, output, black, white)
             print(f"{path} -> {output}")
         except UserError as refusal:
             failed.append(str(refusal) if str(path) in str(refusal) else f"{path}: {refusal}")
@@ -63,5 +56,15 @@ def denoise_files(
         raise UserError(f"{len(failed)} of {len(outputs)} images were not denoised, the first: {failed[0]}")
 
 
-def _output(path: Path) -> Path:
-    return path.with_suffix(SUFFIX.get(path.suffix.lower(), path.suffix))
+def _denoise_frames(
+    model: ResUNet, frames: list[Frame], output: Path, black: float | None, white: float | None
+) -> None:
+    """Denoise the frames of a file one by one, so that memory holds one at a time."""
+    black, white = find_range(frames, black, white)
+    arrays = {frame.number: frame.array for frame in frames}
+    numbers = {number: position for position, number in enumerate(arrays)}
+    like = [dataclasses.replace(array, dtype=result_type(array.dtype)) for array in arrays.values()]
+    with create_file(output, like) as file:
+        for frame in frames:
+            result = denoise_image(model, Image.from_array(frame.read(), black, white))
+            file.write(numbers[frame.number], frame.region, frame.restored(result.pixels))

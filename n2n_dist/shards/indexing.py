@@ -12,7 +12,8 @@ import numpy as np
 
 from n2n_dist import files
 from n2n_dist.errors import UserError
-from n2n_dist.images.image import NPY_HEADER, Image, decode, npy_stand_in
+from n2n_dist.images.codecs import NPY_HEADER, decode, npy_stand_in
+from n2n_dist.images.image import Image
 from n2n_dist.shards.index import FORMAT, INDEX, Shard, check_tar, read_index
 from n2n_dist.shards.reading import MEMBERS, Member, Sample, reindex
 

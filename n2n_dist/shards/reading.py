@@ -21,7 +21,8 @@ import numpy as np
 
 from n2n_dist.commands import command
 from n2n_dist.errors import UserError
-from n2n_dist.images.image import Image, decode
+from n2n_dist.images.codecs import decode
+from n2n_dist.images.image import Image
 from n2n_dist.shards.cache import File, SourceUnavailableError
 
 MEMBERS = ".index.json"

@@ -27,7 +27,8 @@ from n2n_dist.data.dataset import (
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.errors import UserError
-from n2n_dist.images.image import encode, write_image
+from n2n_dist.images.codecs import encode
+from n2n_dist.images.image import write_image
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards import reading
 from n2n_dist.shards.index import Index

@@ -9,8 +9,9 @@ import tifffile
 from support.images import big_png, big_tiff, random_pixels
 
 from n2n_dist.errors import UserError
-from n2n_dist.images import formats, image
-from n2n_dist.images.image import Image, decode, encode, find_images, read_image, write_image
+from n2n_dist.images import codecs, frames
+from n2n_dist.images.codecs import decode, encode
+from n2n_dist.images.image import Image, find_images, read_image, write_image
 
 
 @pytest.mark.parametrize("size", [(9, 7), (1, 1), (3, 4), (2, 1)])
@@ -168,7 +169,7 @@ def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_file_that_claims_to_be_huge_is_refused_before_memory_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MAX_PIXELS", 100)
+    monkeypatch.setattr(frames, "MAX_PIXELS", 100)
     for data, suffix in (
         (encode(random_pixels((16, 16, 3), np.uint16), ".png"), ".png"),
         (encode(random_pixels((16, 16, 3), np.uint16), ".tif"), ".tif"),
@@ -178,12 +179,12 @@ def test_file_that_claims_to_be_huge_is_refused_before_memory_is_taken(monkeypat
 
 
 def test_channels_are_no_pixels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "MAX_PIXELS", 16 * 16)
+    monkeypatch.setattr(frames, "MAX_PIXELS", 16 * 16)
     data = encode(random_pixels((16, 16, 3)), ".npy")
-    assert image.npy_stand_in(data, len(data)).shape == (16, 16, 3)
+    assert codecs.npy_stand_in(data, len(data)).shape == (16, 16, 3)
     data = encode(random_pixels((16, 17, 3)), ".npy")
     with pytest.raises(UserError, match="claims 272 pixels, more than 256"):
-        image.npy_stand_in(data, len(data))
+        codecs.npy_stand_in(data, len(data))
 
 
 @pytest.mark.parametrize("bits", [8, 16])

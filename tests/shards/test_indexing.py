@@ -16,7 +16,8 @@ from support.images import big_png, big_tiff, random_pixels
 from support.tars import png, read_whole, write_tar
 
 from n2n_dist.errors import UserError
-from n2n_dist.images.image import encode, write_image
+from n2n_dist.images.codecs import encode
+from n2n_dist.images.image import write_image
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.indexing import verify, write_index
 from n2n_dist.shards.reading import read_pixels

@@ -10,7 +10,7 @@ from support.images import random_pixels
 from support.tars import png, read_whole, write_tar
 
 from n2n_dist.errors import UserError
-from n2n_dist.images.image import encode
+from n2n_dist.images.codecs import encode
 from n2n_dist.shards import reading
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.indexing import write_index

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import tifffile
+from hypothesis import strategies as st
 
 
 def random_pixels(shape: tuple[int, ...], dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
@@ -60,3 +61,10 @@ def big_tiff(side: int) -> bytes:
             struct.pack_into("<HI", data, tag.offset + 2, 4, 1)  # one number of 32 bits
             struct.pack_into("<I", data, tag.valueoffset, side)
     return bytes(data)
+
+
+@st.composite
+def regions(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Boxes that are not empty in an array of `shape`."""
+    ends = [sorted(draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in shape]
+    return tuple(slice(first, last) for first, last in ends)

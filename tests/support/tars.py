@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from n2n_dist.images.image import encode
+from n2n_dist.images.codecs import encode
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_pixels
 from support.images import random_pixels

@@ -14,16 +14,18 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureIma
 from support.images import random_pixels
 
 from n2n_dist.errors import UserError
-from n2n_dist.images import formats
-from n2n_dist.images.formats import Range, open_frames
+from n2n_dist.images import frames
+from n2n_dist.images.format import Range
+from n2n_dist.images.frames import declared_range, list_frames, open_frames
+from n2n_dist.images.readers import open_arrays
 
 
 def opened(data: bytes, suffix: str) -> tuple[list[np.ndarray], Range | None]:
     """Read all frames, after their sizes were compared with what was known before decoding."""
-    frames = open_frames(io.BytesIO(data), suffix)
-    pixels, range_ = frames.read()
-    assert frames.sizes == [frame.shape[:2] for frame in pixels]
-    return pixels, range_
+    listed = list_frames(open_arrays(io.BytesIO(data), suffix))
+    pixels = [frame.read() for frame in listed]
+    assert [frame.size for frame in listed] == [frame.shape[:2] for frame in pixels]
+    return pixels, declared_range(listed)
 
 
 def tiff(array: np.ndarray, **options: Any) -> bytes:
@@ -134,9 +136,8 @@ def test_a_file_of_a_set_gives_its_own_pages(tmp_path: Path) -> None:
         (tmp_path / f"{name}.ome.tif").write_bytes(data)
     for name, pixels in planes.items():
         assert tifffile.TiffFile(tmp_path / f"{name}.ome.tif").series[0].shape == (2, 12, 9)
-        with (tmp_path / f"{name}.ome.tif").open("rb") as file:
-            (frame,), _ = open_frames(file, ".tif").read()
-        np.testing.assert_array_equal(frame[..., 0], pixels)
+        with open_frames(tmp_path / f"{name}.ome.tif") as (frame,):
+            np.testing.assert_array_equal(frame.read()[..., 0], pixels)
 
 
 def test_packed_bits_are_the_range() -> None:
@@ -163,7 +164,7 @@ def test_frames_that_are_only_claimed_are_not_believed(shape: tuple[int, ...]) -
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
     with pytest.raises(UserError, match="bytes are missing"):
-        open_frames(io.BytesIO(buffer.getvalue()), ".npy")
+        open_arrays(io.BytesIO(buffer.getvalue()), ".npy")
 
 
 def test_series_of_a_tiff_follow_each_other() -> None:
@@ -336,27 +337,27 @@ def test_damaged_files_are_refused(suffix: str, damage: str) -> None:
 def test_bombs_are_refused_before_they_are_decoded(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("MAX_PIXELS", "MAX_FILE_PIXELS"):
         with monkeypatch.context() as patch:
-            patch.setattr(formats, limit, 1000)
+            patch.setattr(frames, limit, 1000)
             with pytest.raises(UserError, match="claims"):
-                open_frames(io.BytesIO(FILES[suffix]), suffix)
+                list_frames(open_arrays(io.BytesIO(FILES[suffix]), suffix))
 
 
 def test_array_that_claims_to_be_huge_is_refused() -> None:
     header = npy(np.zeros((4, 4), np.uint8)).replace(b"(4, 4), }      ", b"(99999, 99999)}")
     assert b"99999" in header
     with pytest.raises(UserError, match="bytes are missing"):
-        open_frames(io.BytesIO(header), ".npy")
+        open_arrays(io.BytesIO(header), ".npy")
 
 
 def test_unknown_suffix_and_missing_package_name_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"\.bmp: not a known format; known are \.png"):
-        open_frames(io.BytesIO(), ".bmp")
+        open_arrays(io.BytesIO(), ".bmp")
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     with pytest.raises(UserError, match=r"pip install 'n2n_dist\[science\]'"):
-        open_frames(io.BytesIO(FILES[".dcm"]), ".dcm")
+        open_arrays(io.BytesIO(FILES[".dcm"]), ".dcm")
 
 
 def test_path_is_not_needed(tmp_path: Path) -> None:
     (tmp_path / "a.fits").write_bytes(FILES[".fits"])
     with (tmp_path / "a.fits").open("rb") as file:
-        assert len(open_frames(file, ".FITS").read()[0]) == 4
+        assert open_arrays(file, ".FITS")[0].read().shape == (4, 32, 32)
