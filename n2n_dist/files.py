@@ -30,7 +30,7 @@ def fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, of a file or folder; rename it to `path` at the end, or remove it after an error.
+    """Yield a temporary name beside `path`, for a file or a folder; rename it at the end, or remove it after an error.
 
     Readers see the old file or the new one, never a part; so does a start after a crash or a loss of power, because the
     bytes are on the disk before the rename, and the rename before this returns. Several processes may write the same

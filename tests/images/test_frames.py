@@ -1,4 +1,3 @@
-import datetime
 import io
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,9 @@ import PIL.Image
 import pytest
 import tifffile
 from astropy.io import fits
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage
-from support.images import random_pixels
+from support.images import dicom, random_pixels
 
 from n2n_dist.errors import UserError
 from n2n_dist.images import frames
@@ -44,36 +42,6 @@ def fits_file(*arrays: np.ndarray | None, compressed: bool = False) -> bytes:
     buffer = io.BytesIO()
     images = [(fits.CompImageHDU if compressed else fits.ImageHDU)(array) for array in arrays]
     fits.HDUList([fits.PrimaryHDU(), *images]).writeto(buffer)
-    return buffer.getvalue()
-
-
-def dicom(stored: np.ndarray, bits: int, compressed: bool = False, **tags: Any) -> bytes:
-    """Write [H, W], [N, H, W] or [H, W, 3] with `bits` of every value in use."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SecondaryCaptureImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
-    colour = stored.ndim == 3 and stored.shape[2] == 3
-    data.Rows, data.Columns = stored.shape[:2] if stored.ndim == 2 or colour else stored.shape[1:]
-    if stored.ndim == 3 and not colour:
-        data.NumberOfFrames = len(stored)
-    data.SamplesPerPixel = 3 if colour else 1
-    data.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
-    if colour:
-        data.PlanarConfiguration = 0
-    data.BitsAllocated = 8 * stored.dtype.itemsize
-    data.BitsStored, data.HighBit = bits, bits - 1
-    data.PixelRepresentation = int(np.issubdtype(stored.dtype, np.signedinteger))
-    data.PixelData = stored.tobytes()
-    data["PixelData"].VR = "OW"
-    data.ContentDate = datetime.date(2020, 1, 1)
-    for name, value in tags.items():
-        setattr(data, name, value)
-    if compressed:
-        data.compress(RLELossless)
-    buffer = io.BytesIO()
-    data.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 

@@ -2,12 +2,16 @@
 
 import dataclasses
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
-from support.images import random_pixels
+import tifffile
+from astropy.io import fits
+from support.images import dicom, random_pixels
+from support.processes import ROOT
 
 from n2n_dist.errors import UserError
 from n2n_dist.images.axes import Region, whole
@@ -117,3 +121,52 @@ def test_arrays_are_opened_without_being_decoded(tmp_path: Path) -> None:
     with open_file(tmp_path / "a.png") as (array,):
         assert (array.shape, array.dtype, array.axes) == ((9, 7, 3), np.uint16, "YXS")
         assert dataclasses.replace(array, axes="YXC").known_axes == "YXC"
+
+
+ROWS = re.findall(
+    r"^\| ([A-Z]+) \| (.*?) \| .*? \| (yes|no) \| (.*?) \| .*? \| (.*?) \| (.*?) \|$",
+    (ROOT / "docs" / "files.md").read_text(),
+    re.MULTILINE,
+)
+
+
+def test_the_table_of_the_documents_is_that_of_the_formats() -> None:
+    formats = list(dict.fromkeys(READERS.values()))
+    assert [row[0] for row in ROWS] == [reader.name for reader in formats]
+    for (_, suffixes, _, written, _, metadata), reader in zip(ROWS, formats, strict=True):
+        assert re.findall(r"`(.*?)`", suffixes) == list(reader.suffixes)
+        assert re.findall(r"`(.*?)`", written) == ([reader.written_as] if reader.written_as else list(reader.suffixes))
+        assert metadata == reader.metadata
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_the_table_says_which_formats_read_regions_and_name_axes(tmp_path: Path, row: tuple[str, ...]) -> None:
+    pixels, path = random_pixels((8, 8)), tmp_path / f"a{row[1].split('`')[1]}"
+    match row[0]:
+        case "PNG" | "JPEG":
+            PIL.Image.fromarray(pixels).save(path)
+        case "TIFF":
+            tifffile.imwrite(path, pixels)
+        case "NPY":
+            np.save(path, pixels)
+        case "NPZ":
+            np.savez(path, pixels)
+        case "FITS":
+            fits.writeto(path, pixels)
+        case "DICOM":
+            path.write_bytes(dicom(pixels, 8))
+    with open_file(path) as (array,):
+        assert array.regions == (row[2] == "yes")
+        assert array.axes is None if row[4] == "unknown" else "`YX`" in row[4] or "says" in row[4]
+
+
+def test_the_example_of_the_documents_is_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "files.md").read_text(), re.DOTALL)
+    monkeypatch.setattr("n2n_dist.images.readers.READERS", READERS.copy())
+    values: dict = {}
+    exec(example, values)
+    frames = random_pixels((2, 480, 640), np.uint16) % 4096
+    (tmp_path / "a.raw").write_bytes(frames.astype("<u2").tobytes())
+    with open_file(tmp_path / "a.raw") as (array,):
+        region = (slice(1, 2), slice(3, 5), slice(0, 640))
+        np.testing.assert_array_equal(array.read(region), frames[region])

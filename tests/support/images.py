@@ -1,12 +1,16 @@
 """Images that tests make up."""
 
+import datetime
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import tifffile
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage
 
 
 def random_pixels(shape: tuple[int, ...], dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
@@ -68,3 +72,33 @@ def regions(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """Boxes that are not empty in an array of `shape`."""
     ends = [sorted(draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in shape]
     return tuple(slice(first, last) for first, last in ends)
+
+
+def dicom(stored: np.ndarray, bits: int, compressed: bool = False, **tags: Any) -> bytes:
+    """Write [H, W], [N, H, W] or [H, W, 3] with `bits` of every value in use."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SecondaryCaptureImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    colour = stored.ndim == 3 and stored.shape[2] == 3
+    data.Rows, data.Columns = stored.shape[:2] if stored.ndim == 2 or colour else stored.shape[1:]
+    if stored.ndim == 3 and not colour:
+        data.NumberOfFrames = len(stored)
+    data.SamplesPerPixel = 3 if colour else 1
+    data.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+    if colour:
+        data.PlanarConfiguration = 0
+    data.BitsAllocated = 8 * stored.dtype.itemsize
+    data.BitsStored, data.HighBit = bits, bits - 1
+    data.PixelRepresentation = int(np.issubdtype(stored.dtype, np.signedinteger))
+    data.PixelData = stored.tobytes()
+    data["PixelData"].VR = "OW"
+    data.ContentDate = datetime.date(2020, 1, 1)
+    for name, value in tags.items():
+        setattr(data, name, value)
+    if compressed:
+        data.compress(RLELossless)
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
