@@ -80,6 +80,8 @@ def follow(folder: Path, command: str, variables: dict[str, str]) -> None:
     elif words[0] == "python" and words[1].endswith(".py"):
         processes.run(*words[1:], folder=folder).checked()
     else:
+        if words[0] == "n2n-dist":
+            command = shlex.join(["python", "-m", "n2n_dist", *words[1:], *(SHORT if words[1] == "train" else ())])
         command = command.replace("--export 1000", "--export 2").replace("--logdir runs", "--logdir runs --inspect")
         path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
         environment = {"PATH": path, "PYTHONPATH": str(processes.ROOT)}
@@ -165,7 +167,7 @@ def test_the_page_of_settings_is_that_of_the_code() -> None:
 def test_the_layers_are_those_that_are_checked() -> None:
     contract = tomllib.loads((processes.ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
     text = (processes.ROOT / "docs/architecture.md").read_text().partition("## Layers")[2].partition("\n## ")[0]
-    shown = re.findall(r"^    (\S.*?)  ", text, re.MULTILINE)
+    shown = re.findall(r"^    (\S.*?)(?:  |$)", text, re.MULTILINE)
     assert shown == [layer.replace("n2n_dist.", "") for layer in contract["layers"]]
 
 
