@@ -23,7 +23,24 @@ def network() -> ResUNet:
 def test_names_of_precisions() -> None:
     assert autocast_type("fp32") is None
     assert autocast_type("bf16") is torch.bfloat16
-    assert autocast_type("auto") in (None, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("native", "chosen"), [(True, torch.bfloat16), (False, None)])
+def test_auto_is_bf16_on_a_gpu_that_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, native: bool, chosen: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert autocast_type("auto") is chosen
+
+
+def test_auto_is_bf16_on_a_processor_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (information := Path("/proc/cpuinfo")).exists():
+        pytest.skip("needs /proc/cpuinfo")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    native = {"avx512_bf16", "amx_tile"} & set(information.read_text().split())
+    assert autocast_type("auto") is (torch.bfloat16 if native else None)
 
 
 def test_bf16_computes_inside_and_returns_float32() -> None:
