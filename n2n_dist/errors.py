@@ -39,7 +39,7 @@ class Output(io.TextIOBase):
     """
 
     def __init__(self, stream: Any, name: str) -> None:
-        """Take the place of `sys.NAME`; None is a stream that was closed before the program started."""
+        """Replace `sys.NAME`; None is a stream that was closed before the program started."""
         self._stream = stream
         self._name = name
         if isinstance(stream, io.TextIOWrapper):

@@ -1,4 +1,4 @@
-"""What a file format is: how its arrays are opened without decoding, read by regions, and written by regions.
+"""File formats: arrays are opened without decoding, read by regions, and written by regions.
 
 `n2n_dist.images.readers` holds the formats, one file each. A file holds one array or several: the series of a TIFF, the
 extensions of a FITS file, the members of an archive.
@@ -31,11 +31,11 @@ class StoredArray:
     load: Callable[[Region], np.ndarray]
     """Decode a region; all of the array where `regions` is False."""
     axes: str | None = None
-    """A letter for every axis, as `n2n_dist.images.axes` lists them; None: the file does not say."""
+    """A letter for every axis, as `n2n_dist.images.axes` lists them; None: unknown."""
     range: Range | None = None
     """Values that mean no light and full light, if the file declares them."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """What a format that is written may keep: `icc` (bytes), `dpi` (pixels an inch, across and down), `exif` (bytes),
+    """Entries that a written format may keep: `icc` (bytes), `dpi` (pixels an inch, across and down), `exif` (bytes),
     and under the name of a format what only this one understands."""
     regions: bool = True
     """Whether a region is read without decoding the rest."""
@@ -43,10 +43,10 @@ class StoredArray:
 
     @property
     def known_axes(self) -> str:
-        """The axes, guessed from the shape where the file does not say.
+        """The axes, guessed from the shape where the file does not name them.
 
         Raises:
-            UserError: a shape that says nothing.
+            UserError: a shape that fits no image.
 
         """
         return guess_axes(self.shape) if self.axes is None else self.axes
