@@ -76,9 +76,12 @@ def _fields(cls: type) -> Iterator[tuple[dataclasses.Field, str]]:
     """Yield every field of a dataclass with the docstring after it."""
     texts = {}
     for base in reversed(cls.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
-        for statement, following in itertools.pairwise(body):
-            if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, following in itertools.pairwise(definition.body):
+            if not (isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr)):
+                continue
+            if isinstance(statement.target, ast.Name):
                 texts[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
     for field in dataclasses.fields(cls):
         yield field, texts[field.name]
@@ -86,7 +89,8 @@ def _fields(cls: type) -> Iterator[tuple[dataclasses.Field, str]]:
 
 def _default(field: dataclasses.Field) -> str:
     """Return a default as YAML writes it."""
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    factory = field.default_factory
+    value = factory() if factory is not dataclasses.MISSING else field.default
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

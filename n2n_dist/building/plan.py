@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from n2n_dist.errors import UserError
 from n2n_dist.files import write_json
@@ -144,10 +145,10 @@ def read_plan(partial: Path) -> Plan:
     except (OSError, ValueError) as error:
         raise UserError(f"{partial}: not an unfinished build ({error!r})") from None
 
-    def frame(record: dict | None) -> Frame | None:
+    def frame(record: dict[str, Any] | None) -> Frame | None:
         return Frame(**record) if record else None
 
-    def scene(record: dict) -> Scene:
+    def scene(record: dict[str, Any]) -> Scene:
         captures = [Frame(**capture) for capture in record["captures"]]
         return Scene(**{**record, "captures": captures, "size": tuple(record["size"]), "clean": frame(record["clean"])})
 

@@ -113,7 +113,7 @@ class Batch:
         return images.sub_(level(self.black)).div_(level(self.white - self.black))
 
 
-class CropDataset(torch.utils.data.Dataset):
+class CropDataset(torch.utils.data.Dataset[Batch]):
     """Maps a list of (position, sample number) to a batch; a pure function of these and the seed."""
 
     def __init__(self, index: Index, seed: int, crop: int, source: str, epoch: int | None = None) -> None:
@@ -247,7 +247,7 @@ class CropDataset(torch.utils.data.Dataset):
         return [Image(image, 0.0, 1.0) for image in (read(first).normalised(), *images)]
 
 
-class RankOrder(torch.utils.data.Sampler):
+class RankOrder(torch.utils.data.Sampler[list[tuple[int, int]]]):
     """One rank's slice of every batch, cut into micro-batches: lists of (position, sample number)."""
 
     def __init__(self, order: Order, samples_seen: int, rank: int, world_size: int, micro_batch: int) -> None:

@@ -10,6 +10,7 @@ import multiprocessing.util
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ class _Parcel:
         return Batch(self.positions, self.samples, pixels, self.black, self.white, self.bad)
 
 
-class _Sender(torch.utils.data.Dataset):
+class _Sender(torch.utils.data.Dataset[Any]):
     """The data set as the workers see it."""
 
     def __init__(self, dataset: CropDataset, buffers: Buffers) -> None:
