@@ -52,7 +52,9 @@ def denoise(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     n2n-dist denoise --run best.safetensors frame.tif clean.tif --black 256 --white 4095
     """
     parser.add_argument("--run", type=Path, required=True, help="run folder or .safetensors file")
-    parser.add_argument("source", type=Path, help="image, or folder of images")
+    from n2n_dist.images.readers import format_names
+
+    parser.add_argument("source", type=Path, help=f"image, or folder of images: {format_names()}")
     parser.add_argument("destination", type=Path, help="file or folder to write")
     parser.add_argument("--black", type=float, help="value that means no light, as when the shards were built (0)")
     parser.add_argument("--white", type=float, help="value that means full light (the type's largest)")

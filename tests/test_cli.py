@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from n2n_dist import cli
+from n2n_dist.images.readers import READERS
 
 
 def test_help_of_every_command_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,6 +16,14 @@ def test_help_of_every_command_shows_examples(capsys: pytest.CaptureFixture[str]
         shown = capsys.readouterr().out
         assert f"usage: n2n-dist {name} " in shown
         assert f"\nn2n-dist {name} " in shown
+
+
+@pytest.mark.parametrize("name", ["build", "denoise"])
+def test_help_lists_every_format(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.run(name, argv=["--help"])
+    shown = capsys.readouterr().out
+    assert all(reader.name in shown for reader in READERS.values())
 
 
 def test_without_a_command_all_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from n2n_dist.building.build import build, merge
 from n2n_dist.building.plan import Options, Report, parse_part, unfinished
 from n2n_dist.commands import command
 from n2n_dist.errors import UserError
+from n2n_dist.images.readers import format_names
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import VALIDATION, read_index
 from n2n_dist.shards.indexing import verify, write_index
@@ -19,7 +20,7 @@ from n2n_dist.shards.indexing import verify, write_index
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `build`."""
     defaults = Options()
-    parser.add_argument("source", type=Path, help="folder of images: PNG, JPEG, TIFF, NPY, NPZ, FITS, DICOM")
+    parser.add_argument("source", type=Path, help=f"folder of images: {format_names()}")
     parser.add_argument("destination", type=Path, help="new folder for the shards")
     parser.add_argument("--captures", nargs="+", metavar="HOW", help="folder, stack, or pattern 'REGEX'")
     parser.add_argument("--frames", choices=["consecutive"], help="only neighbouring captures are pairs")

@@ -76,8 +76,8 @@ class Frame:
 
 
 @contextlib.contextmanager
-def open_frames(path: Path) -> Iterator[list[Frame]]:
-    """Open a file while the context lasts and list its images, without decoding.
+def open_frames(path: Path, channels: bool = True) -> Iterator[list[Frame]]:
+    """Open a file while the context lasts and list its images as `list_frames` does, without decoding.
 
     Raises:
         UserError: the file cannot be opened, or as of `list_frames`; names the file.
@@ -85,14 +85,18 @@ def open_frames(path: Path) -> Iterator[list[Frame]]:
     """
     with open_file(path) as arrays:
         try:
-            frames = list_frames(arrays)
+            frames = list_frames(arrays, channels)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         yield frames
 
 
-def list_frames(arrays: Sequence[StoredArray]) -> list[Frame]:
+def list_frames(arrays: Sequence[StoredArray], channels: bool = True) -> list[Frame]:
     """List the images in the arrays of a file, without decoding.
+
+    Args:
+        arrays: those of the file.
+        channels: False for an image of every channel (not of colour samples).
 
     Raises:
         UserError: none, too many or too large ones, several types, or axes that make no image.
@@ -105,11 +109,11 @@ def list_frames(arrays: Sequence[StoredArray]) -> list[Frame]:
     pixels = 0
     for number, array in enumerate(arrays):
         axes = array.known_axes
-        image = image_axes(axes, array.shape)
-        height, width, channels = image_shape(axes, array.shape, image)
+        image = image_axes(axes, array.shape, channels)
+        height, width, depth = image_shape(axes, array.shape, image)
         if not math.prod(array.shape):
             continue
-        count = math.prod(array.shape) // (height * width * channels)
+        count = math.prod(array.shape) // (height * width * depth)
         pixels += count * height * width
         if height * width > MAX_PIXELS:
             raise UserError(f"claims {height * width:,} pixels, more than {MAX_PIXELS:,}; cut it into pieces")

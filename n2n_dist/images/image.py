@@ -75,6 +75,8 @@ def find_images(folder: Path) -> list[Path]:
         UserError: there is no such folder, or no image in it.
 
     """
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; give the folder that it is in")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     images, seen = [], set()

@@ -23,6 +23,8 @@ def denoise_files(
 ) -> None:
     """Denoise a file, or every image below a folder, keeping names, shape, type and metadata; every frame of a stack.
 
+    Weights for one channel denoise the channels of a microscope one by one.
+
     A destination without suffix is a folder. Nothing is written over.
 
     Raises:
@@ -46,7 +48,7 @@ def denoise_files(
     failed = []
     for path, output in outputs.items():
         try:
-            with open_frames(path) as frames:
+            with open_frames(path, channels=model.settings.channels > 1) as frames:
                 _denoise_frames(model, frames, output, black, white)
             print(f"{path} -> {output}")
         except UserError as refusal:

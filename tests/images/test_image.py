@@ -273,6 +273,8 @@ def test_images_are_found_in_a_fixed_order_without_hidden_ones(tmp_path: Path) -
     assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == ["a.tiff", "b/1.jpg", "b/2.PNG"]
     with pytest.raises(UserError, match="no such folder"):
         find_images(tmp_path / "none")
+    with pytest.raises(UserError, match=r"a\.tiff: is a file"):
+        find_images(tmp_path / "a.tiff")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image"):
         find_images(tmp_path / "empty")

@@ -86,6 +86,38 @@ def test_shape_axes_type_and_byte_order_are_kept(layout: str, tmp_path: Path) ->
         np.testing.assert_array_equal(after.asarray(), expected)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "lzw", "predictor": True},
+        {"compression": "zlib", "tile": (16, 32)},
+        {"compression": "zstd"},
+        {"bitspersample": 12},
+    ],
+    ids=str,
+)
+def test_compression_tiles_and_packed_bits_are_kept(tmp_path: Path, options: dict[str, Any]) -> None:
+    pixels = random_pixels((3, 40, 33), np.uint16) % 4096
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", **options)
+    with copied(tmp_path / "a.tif", tmp_path / "b.tif") as after, tifffile.TiffFile(tmp_path / "a.tif") as before:
+        for name in ("compression", "predictor", "is_tiled", "tile", "bitspersample"):
+            assert getattr(after.pages.first, name) == getattr(before.pages.first, name)
+        np.testing.assert_array_equal(after.asarray(), pixels)
+
+
+def test_values_beyond_packed_bits_are_clipped(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8), np.uint16), photometric="minisblack", bitspersample=12)
+    with open_file(tmp_path / "a.tif") as arrays, create_file(tmp_path / "b.tif", arrays) as file:
+        file.write(0, whole((8, 8)), np.full((8, 8), 5000, np.uint16))
+    assert (tifffile.imread(tmp_path / "b.tif") == 4095).all()
+
+
+def test_an_unnamed_last_axis_of_few_is_channels(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", random_pixels((33, 40, 2), np.uint16))
+    with open_file(tmp_path / "a.tif") as (array,):
+        assert (array.shape, array.axes) == ((33, 40, 2), "YXS")
+
+
 def test_profile_resolution_and_tags_are_kept(tmp_path: Path) -> None:
     tags = [(271, 2, 0, "Maker", True), (315, 2, 0, "Somebody", True), (33550, 12, 3, (0.5, 0.5, 0.0), True)]
     tifffile.imwrite(

@@ -11,13 +11,15 @@ from n2n_dist.errors import UserError
 from n2n_dist.files import write_atomically
 from n2n_dist.images.format import Format, StoredArray, Writer, damage_refused
 from n2n_dist.images.readers.dicom import DICOM
-from n2n_dist.images.readers.fits import FITS
+from n2n_dist.images.readers.fits import FITS, FITS_FZ, FITS_GZ
 from n2n_dist.images.readers.npy import NPY, NPZ
 from n2n_dist.images.readers.pillow import JPEG, PNG
 from n2n_dist.images.readers.tiff import TIFF
 
 READERS: dict[str, Format] = {
-    suffix: reader for reader in (PNG, JPEG, TIFF, NPY, NPZ, FITS, DICOM) for suffix in reader.suffixes
+    suffix: reader
+    for reader in (PNG, JPEG, TIFF, NPY, NPZ, FITS, FITS_FZ, FITS_GZ, DICOM)
+    for suffix in reader.suffixes
 }
 """Formats by suffix. A module of the user's that adds an entry extends all programs."""
 

@@ -13,12 +13,14 @@ import tifffile
 from n2n_dist.errors import UserError
 from n2n_dist.images.axes import MAX_CHANNELS, Region, guess_axes, region_shape
 from n2n_dist.images.contiguous import read_region, write_region
-from n2n_dist.images.format import Format, Range, StoredArray
+from n2n_dist.images.format import Format, Range, StoredArray, WholeWriter, Writer
 
 COPIED = (271, 272, 306, 315, 316, 700, 33432, 33550, 33723, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
 """Tags that say nothing of the layout: camera, date, artist, host, XMP, copyright, IPTC and GeoTIFF."""
 PHOTOMETRIC = ("MINISBLACK", "RGB")
 ICC = 34675
+LOSSLESS = (5, 8, 32773, 34925, 50000)
+"""Compressions that results keep: LZW, deflate, PackBits, LZMA, Zstandard; others become deflate."""
 INCH = 2
 UNITS = {INCH: 1.0, 3: 2.54}
 """Factors to pixels an inch, of pixels an inch and a centimetre."""
@@ -113,6 +115,7 @@ def _metadata(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> dict[
         "byteorder": tiff.byteorder,
         "bigtiff": tiff.is_bigtiff,
         "axes": series.axes,
+        "encoding": _encoding(series.keyframe),
         "extratags": [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in tags if tag.code in COPIED],
         "extrasamples": series.keyframe.extrasamples,
     }
@@ -136,6 +139,19 @@ def _metadata(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> dict[
     return found
 
 
+def _encoding(page: Any) -> dict[str, Any]:
+    """Return compression, tiles and bits in use, as tifffile takes them; nothing for values that lie as in memory."""
+    found: dict[str, Any] = {}
+    if page.compression != 1:
+        found["compression"] = int(page.compression) if page.compression in LOSSLESS else "zlib"
+        found["predictor"] = page.predictor != 1 or None
+        if page.is_tiled:
+            found["tile"] = page.tile
+    elif isinstance(page.bitspersample, int) and page.bitspersample not in (1, 8, 16, 32, 64):
+        found["bitspersample"] = page.bitspersample
+    return found
+
+
 def _ome(xml: str | None) -> dict[str, Any]:
     """Return sizes of pixels, names of channels and times of an OME description, as tifffile writes them again."""
     pixels = tifffile.xml2dict(xml or "")["OME"]["Image"]
@@ -146,29 +162,45 @@ def _ome(xml: str | None) -> dict[str, Any]:
     return found | ({"Channel": {"Name": names}} if names and all(names) else {})
 
 
-def create_tiff(path: Path, like: Sequence[StoredArray]) -> TiffWriter:
-    """Begin a TIFF, uncompressed, with one series for each of the arrays given."""
-    return TiffWriter(path, like)
+def create_tiff(path: Path, like: Sequence[StoredArray]) -> Writer:
+    """Begin a TIFF with one series for each of the arrays given, each in the encoding of its source."""
+    if not any(array.metadata.get("tiff", {}).get("encoding") for array in like):
+        return TiffWriter(path, like)
+
+    def save(values: list[np.ndarray]) -> None:
+        for array, each in zip(like, values, strict=True):
+            if bits := array.metadata.get("tiff", {}).get("encoding", {}).get("bitspersample"):
+                np.minimum(each, (1 << bits) - 1, out=each)
+        _write(path, like, values)
+
+    return WholeWriter.of(like, save)
+
+
+def _write(path: Path, like: Sequence[StoredArray], values: Sequence[np.ndarray] | None = None) -> list[int]:
+    """Write arrays, or reserve contiguous bytes for them; return where those of each begin."""
+    own = like[0].metadata.get("tiff", {})
+    imagej = own.get("kind") == "imagej" and len(like) == 1 and like[0].dtype in (np.uint8, np.uint16, np.float32)
+    ome = own.get("kind") == "ome"
+    big = own.get("bigtiff", False) or sum(math.prod(array.shape) * array.dtype.itemsize for array in like) >= BIG
+    byteorder, offsets = own.get("byteorder", "<"), []
+    with tifffile.TiffWriter(path, byteorder=byteorder, bigtiff=big and not imagej, imagej=imagej, ome=ome) as file:
+        for number, array in enumerate(like):
+            options = _layout(array) | _description(array, imagej or ome)
+            if values is not None:
+                options |= array.metadata.get("tiff", {}).get("encoding", {})
+                options["data"] = values[number].reshape(options.pop("shape")).astype(options.pop("dtype"), copy=False)
+            offset, _ = file.write(**options, returnoffset=True) or (0, 0)
+            offsets.append(offset)
+    return offsets
 
 
 class TiffWriter:
     """A TIFF of which regions are written in place."""
 
     def __init__(self, path: Path, like: Sequence[StoredArray]) -> None:
-        own = like[0].metadata.get("tiff", {})
-        imagej = own.get("kind") == "imagej" and len(like) == 1 and like[0].dtype in (np.uint8, np.uint16, np.float32)
-        ome = own.get("kind") == "ome"
-        big = own.get("bigtiff") or sum(math.prod(array.shape) * array.dtype.itemsize for array in like) >= BIG
-        self._byteorder = own.get("byteorder", "<")
+        self._byteorder = like[0].metadata.get("tiff", {}).get("byteorder", "<")
         self._arrays = list(like)
-        self._offsets = []
-        with tifffile.TiffWriter(
-            path, byteorder=self._byteorder, bigtiff=bool(big and not imagej), imagej=imagej, ome=ome
-        ) as file:
-            for array in like:
-                options = _layout(array) | _description(array, imagej or ome)
-                offset, _ = file.write(**options, returnoffset=True)  # type: ignore[misc]
-                self._offsets.append(offset)
+        self._offsets = _write(path, like)
         self._file = path.open("r+b")
 
     def write(self, number: int, region: Region, values: np.ndarray) -> None:
