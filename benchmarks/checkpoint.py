@@ -25,14 +25,14 @@ from n2n_dist.checkpoint.manager import Checkpoints, CheckpointSettings
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.batch import plan_batch
 from n2n_dist.errors import UserError, run_command
-from n2n_dist.models.resunet import ModelSettings, ResUNet
+from n2n_dist.models.resunet import ResUNet, ResUNetSettings
 from n2n_dist.training.optim import OptimSettings, make_optimizer, update_ema
 
 LAUNCHES = (("cpu", 1), ("cpu", 2), ("zero1", 2), ("zero2", 2))
 """Launch file and number of processes."""
 NETWORKS = {
-    "demo": ModelSettings(width=32, depths=[1, 1, 1]),
-    "large": ModelSettings(width=152),
+    "demo": ResUNetSettings(width=32, depths=[1, 1, 1]),
+    "large": ResUNetSettings(width=152),
 }
 """The network of configs/demo.yaml, and one of 99 M parameters."""
 CROP = 64

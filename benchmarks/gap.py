@@ -223,7 +223,7 @@ def _measure(weights: Path, config: Config) -> Measured:
     set_threads(config.train.threads)
     model = load_model(weights, device)
     scores, sums = [], torch.zeros(3, BINS, dtype=torch.float64)
-    level = config.noise.level(0.5) if config.validate.level is None else config.validate.level
+    level = config.noise.sample_level(0.5) if config.validate.level is None else config.validate.level
     for folder in config.validation_sets().values():
         index = Index([folder], config.data.open_cache())
         for number in range(min(len(index), config.validate.images)):

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
 
 from n2n_dist.config import load
 from n2n_dist.devices import autocast, set_threads, use_gpu
 from n2n_dist.errors import UserError
 from n2n_dist.images.image import write_image
-from n2n_dist.models.resunet import ModelSettings, ResUNet
+from n2n_dist.models import MODELS
+from n2n_dist.models.network import NetworkSettings
+from n2n_dist.models.resunet import ResUNet, ResUNetSettings
 from n2n_dist.models.weights import save_model
 from n2n_dist.objective import LossSettings, loss_terms
 from n2n_dist.pairs import Pair
@@ -74,7 +75,7 @@ def precision(rounds: int, width: int, crop: int, batch: int) -> None:
             number_format, channels_last, compiled = key
             chosen = TrainSettings(precision=number_format, channels_last=channels_last, compile=compiled)
             torch.compiler.reset()  # the graphs of all combinations together are more than dynamo keeps
-            bare = _Bare(ModelSettings(width=width), LossSettings(), crop, batch, chosen)
+            bare = _Bare(ResUNetSettings(width=width), LossSettings(), crop, batch, chosen)
             bare.step()
             times[key].append(_seconds(bare.step, 2))
     reference = times["fp32", False, "off"]
@@ -91,7 +92,7 @@ def denoise(megapixels: float, width: int) -> None:
     side = round((megapixels * 1e6) ** 0.5)
     with tempfile.TemporaryDirectory() as folder:
         weights, source, target = (Path(folder) / name for name in ("last.safetensors", "noisy.png", "denoised.png"))
-        save_model(weights, ResUNet(ModelSettings(width=width), crop=128))
+        save_model(weights, ResUNet(ResUNetSettings(width=width), crop=128))
         write_image(source, np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
         start = time.perf_counter()
         command = [sys.executable, "launch/denoise.py", "--run", str(weights), str(source), str(target)]
@@ -109,11 +110,11 @@ class _Bare:
     """A network, its loss and one fixed batch: what a step costs with nothing around it."""
 
     def __init__(
-        self, model: ModelSettings, loss: LossSettings, crop: int, batch: int, settings: TrainSettings
+        self, model: NetworkSettings, loss: LossSettings, crop: int, batch: int, settings: TrainSettings
     ) -> None:
         self.device = torch.device("cuda" if use_gpu() else "cpu")
         layout = memory_format(settings)
-        self.network: nn.Module = ResUNet(model, crop).to(self.device).to(memory_format=layout)
+        self.network = MODELS[model.name](model, crop).to(self.device).to(memory_format=layout)
         features = loss.extractor(model.channels)
         self.features = None if features is None else features.to(self.device).to(memory_format=layout)
         compile_blocks(self.network, self.features, settings, self.device)

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from n2n_dist.config import IDENTITY, Config
-from n2n_dist.noise.models import MODELS
+from n2n_dist.models import MODELS as NETWORKS
+from n2n_dist.noise import MODELS as NOISES
 
-CHOICES = {"noise": MODELS}
+CHOICES = {"noise": NOISES, "model": {name: network.settings_class for name, network in NETWORKS.items()}}
 """Sections whose settings depend on their name."""
 PAGE = Path(__file__).with_suffix(".md")
 INTRODUCTION = """\
@@ -97,7 +98,7 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _identity(key: str) -> str:
-    return "yes" if key.startswith(IDENTITY) else ""
+    return "yes" if key in IDENTITY or key.split(".")[0] in IDENTITY else ""
 
 
 def _source(cls: type) -> str:

@@ -80,11 +80,11 @@ def evaluate(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
 
     from n2n_dist.inference.evaluate import evaluate, table
-    from n2n_dist.noise.models import fixed
+    from n2n_dist.noise import noise_of_level
 
-    noise = fixed(arguments.noise, arguments.level)
+    noise = noise_of_level(arguments.noise, arguments.level)
     run_dir = arguments.run.parent if arguments.run.is_file() else arguments.run
-    name = f"{arguments.images.resolve().name}-n2n2018-{noise.name}{noise.ends:g}"
+    name = f"{arguments.images.resolve().name}-n2n2018-{noise.name}{noise.level:g}"
     output = arguments.output or run_dir / "evaluation" / name
     rows = evaluate(arguments.run, arguments.images, output, noise)
     if rows is not None:

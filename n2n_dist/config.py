@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from n2n_dist.commands import CONFIGS, PACKAGE, find_config
 from n2n_dist.data.dataset import DataSettings
 from n2n_dist.errors import UserError, one_line
 from n2n_dist.files import write_text
-from n2n_dist.models.resunet import ModelSettings
-from n2n_dist.noise.models import MODELS, Noise
+from n2n_dist.models import MODELS as NETWORKS
+from n2n_dist.models.network import NetworkSettings
+from n2n_dist.noise import MODELS as NOISES
+from n2n_dist.noise import Noise
 from n2n_dist.objective import LossSettings, check_objective
 from n2n_dist.pairs import PairSettings
 from n2n_dist.shards.cache import location
@@ -38,7 +41,7 @@ IDENTITY = (
     "loss",
     "optim",
 )
-"""Settings that make a run what it is: they must agree when it is continued. All others may change."""
+"""Settings and sections that make a run what it is: they must agree when it is continued. All others may change."""
 
 
 @dataclasses.dataclass
@@ -65,7 +68,7 @@ class Config:
     data: DataSettings
     noise: Noise
     pairs: PairSettings
-    model: ModelSettings
+    model: NetworkSettings
     loss: LossSettings
     optim: OptimSettings
     train: TrainSettings
@@ -179,9 +182,9 @@ def _check(settings: dict[str, Any]) -> Config:
     classes: dict[str, type] = {
         "run": RunSettings,
         "data": DataSettings,
-        "noise": _noise_class(settings.get("noise"), settings.get("pairs")),
+        "noise": _chosen("noise", settings, NOISES, _default_noise(settings)),
         "pairs": PairSettings,
-        "model": ModelSettings,
+        "model": _chosen("model", settings, NETWORKS, "resunet").settings_class,
         "loss": LossSettings,
         "optim": OptimSettings,
         "train": TrainSettings,
@@ -198,14 +201,22 @@ def _check(settings: dict[str, Any]) -> Config:
     return config
 
 
-def _noise_class(settings: Any, pairs: Any) -> type:
-    """Choose the noise by its name; where nothing is said of it, images of real pairs are taken as they are."""
+def _default_noise(settings: dict[str, Any]) -> str:
+    """Return the noise where none is named; where nothing is said of it, images of real pairs are taken as they are."""
+    pairs = settings.get("pairs")
     real = isinstance(pairs, dict) and pairs.get("name", "synthetic") != "synthetic"
-    default = "none" if real and not settings else "gaussian"
-    name = settings.get("name", default) if isinstance(settings, dict) else default
-    if not isinstance(name, str) or name not in MODELS:
-        raise UserError(f"noise.name {name!r}: unknown{_nearest(str(name), MODELS)}; known are {', '.join(MODELS)}")
-    return MODELS[name]
+    return "none" if real and not settings.get("noise") else "gaussian"
+
+
+def _chosen(section: str, settings: dict[str, Any], choices: dict[str, Any], default: str) -> Any:
+    """Return what a section's `name` chooses."""
+    given = settings.get(section)
+    name = given.get("name", default) if isinstance(given, dict) else default
+    if not isinstance(name, str) or name not in choices:
+        raise UserError(
+            f"{section}.name {name!r}: unknown{_nearest(str(name), choices)}; known are {', '.join(choices)}"
+        )
+    return choices[name]
 
 
 def _check_crop(config: Config) -> None:
@@ -229,22 +240,26 @@ def _section(name: str, cls: type, settings: Any) -> Any:
             raise UserError(
                 f"{name}.{key}: unknown setting{_nearest(key, known, f'{name}.')}; known are {', '.join(known)}"
             )
+    types = typing.get_type_hints(cls)
     schema = OmegaConf.structured(cls)
     for key, value in settings.items():
         try:
-            schema[key] = _as_written(value, str(known[key]))
+            schema[key] = _as_written(value, types[key])
         except omegaconf.errors.OmegaConfBaseException:
-            raise UserError(f"{name}.{key} {value!r}: wrong type, must be {known[key]}") from None
+            type_ = types[key]
+            allowed = type_.__name__ if isinstance(type_, type) else type_
+            raise UserError(f"{name}.{key} {value!r}: wrong type, must be {allowed}") from None
     return OmegaConf.to_object(schema)
 
 
-def _as_written(value: Any, type_: str) -> Any:
+def _as_written(value: Any, type_: Any) -> Any:
     """Undo what YAML makes of `1` for a float, and of `on`, `off` and a number for a text."""
-    if type(value) is int and type_.startswith("float"):
+    allowed = set(typing.get_args(type_) or [type_]) - {type(None)}
+    if type(value) is int and allowed == {float}:
         return float(value)
-    if type_.startswith("str") and isinstance(value, bool):
+    if allowed == {str} and isinstance(value, bool):
         return "on" if value else "off"
-    if type_.startswith("str") and isinstance(value, int | float):
+    if allowed == {str} and isinstance(value, int | float):
         return str(value)
     return value
 
@@ -255,7 +270,7 @@ def _nearest(key: str, known: Any, section: str = "") -> str:
 
 
 def _identity(settings: Any) -> dict[str, Any]:
-    return {key: value for key, value in _flat(settings).items() if key.startswith(IDENTITY)}
+    return {key: value for key, value in _flat(settings).items() if key in IDENTITY or key.split(".")[0] in IDENTITY}
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,40 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from n2n_dist.losses.pixel import LEARNS
-from n2n_dist.noise.models import Noise
+from n2n_dist.noise import Noise
 from n2n_dist.objective import LossSettings
 from n2n_dist.pairs import PairSettings
-
-CLEAN = {
-    "gaussian": ("mean", "median", "mode"),
-    "correlated": ("mean", "median", "mode"),
-    "poisson": ("mean",),
-    "poisson-gaussian": ("mean",),
-    "speckle": ("mean",),
-    "bernoulli": ("mean",),
-    "impulse": ("mode", "median"),
-    "text": ("median", "mode"),
-    "none": ("mean",),
-}
-"""Which statistics of its noisy versions are the clean image; the median of replaced pixels, while they are fewer than
-half. Of `bernoulli` only the kept pixels count; `none` are captures or single images, whose noise nobody described."""
-REMEDY = {
-    "poisson": "l2",
-    "poisson-gaussian": "l2",
-    "speckle": "l2",
-    "bernoulli": "masked_l2",
-    "impulse": "l0",
-    "text": "l1",
-    "none": "l2",
-}
-"""The loss that learns the first of these; any does for the other models."""
-SHARED = ("correlated", "text")
-"""Noise that neighbouring pixels have in common."""
-HALF = {"impulse": 0.5, "text": 0.4}
-"""Shares from which on half of the pixels may be replaced; of text, the last string covers more than is asked for."""
 
 
 def expectation(noise: Noise, pairs: PairSettings, loss: LossSettings) -> tuple[str, list[str]]:
@@ -46,11 +16,11 @@ def expectation(noise: Noise, pairs: PairSettings, loss: LossSettings) -> tuple[
     """
     if pairs.supervised:
         return f"the {LEARNS[loss.pixel]} of clean images", []
-    statistic, known = LEARNS[loss.pixel], CLEAN[noise.name]
-    described = f"noise {noise.name}" if noise.name != "none" else "the images' own noise"
+    statistic, known = LEARNS[loss.pixel], noise.clean
+    described = f"noise {noise.name}" if noise.adds_noise else "the images' own noise"
     warnings = []
-    if statistic not in known or (statistic == "median" and _replaces_half(noise)):
-        remedy = "l0" if _replaces_half(noise) else REMEDY[noise.name]
+    if statistic not in known or (statistic == "median" and noise.replaces_half):
+        remedy = "l0" if noise.replaces_half else noise.remedy
         wrong = (
             "mixed with the colours of the noise" if known[0] != "mean" else "darker, where the noise is that of light"
         )
@@ -65,7 +35,7 @@ def expectation(noise: Noise, pairs: PairSettings, loss: LossSettings) -> tuple[
             f"loss.form {loss.form}: features of noisy targets {how}, so some noise is learned as texture; "
             f"{remedy}loss.perceptual=0"
         )
-    if pairs.name == "neighbours" and noise.name in SHARED:
+    if pairs.name == "neighbours" and noise.shared_by_neighbours:
         warnings.append(
             f"pairs.name neighbours: neighbouring pixels share noise {noise.name}, which stays in the image; use "
             "captures"
@@ -77,10 +47,3 @@ def expectation(noise: Noise, pairs: PairSettings, loss: LossSettings) -> tuple[
         )
     clean = "" if warnings else ": the clean image"
     return f"the {statistic} of noisy targets ({described}){clean}", warnings
-
-
-def _replaces_half(noise: Noise) -> bool:
-    """Whether half of the pixels of an image, or more, may be replaced."""
-    if noise.name not in HALF:
-        return False
-    return max(noise.ends if isinstance(noise.ends, Sequence) else [noise.ends]) >= HALF[noise.name]

@@ -19,7 +19,7 @@ from n2n_dist.commands import command
 from n2n_dist.errors import UserError
 from n2n_dist.losses.perceptual import LAYERS, VGGFeatures, matched_perceptual, perceptual
 from n2n_dist.losses.pixel import LEARNS, pixel_loss
-from n2n_dist.noise.models import Bernoulli, Noise, NoNoise
+from n2n_dist.noise import Noise
 from n2n_dist.pairs import Neighbours, Pair, PairSettings, neighbour_pair
 
 
@@ -66,17 +66,19 @@ def check_objective(noise: Noise, pairs: PairSettings, loss: LossSettings) -> No
         UserError: names the setting that does not fit, and the remedy.
 
     """
-    if pairs.name == "synthetic" and isinstance(noise, NoNoise):
+    if pairs.name == "synthetic" and not noise.adds_noise:
         raise UserError(
             "noise.name none: pairs.name synthetic puts noise on clean images; choose a noise, or set pairs.name "
             "to captures or neighbours for images that are noisy already"
         )
-    if isinstance(noise, Bernoulli):
+    if noise.loses_pixels:
         if pairs.name != "synthetic":
-            raise UserError(f"noise.name bernoulli: pairs.name {pairs.name} has no mask of lost pixels; use synthetic")
+            raise UserError(
+                f"noise.name {noise.name}: pairs.name {pairs.name} has no mask of lost pixels; use synthetic"
+            )
         if loss.pixel != "masked_l2" and not pairs.supervised:
             raise UserError(
-                f"loss.pixel {loss.pixel}: counts the pixels that noise.name bernoulli has lost; use masked_l2"
+                f"loss.pixel {loss.pixel}: counts the pixels that noise.name {noise.name} has lost; use {noise.remedy}"
             )
     elif loss.pixel == "masked_l2":
         raise UserError(f"loss.pixel masked_l2: noise.name {noise.name} loses no pixels, only bernoulli does; use l2")
@@ -88,14 +90,14 @@ def check_objective(noise: Noise, pairs: PairSettings, loss: LossSettings) -> No
         if pairs.name == "neighbours" or pairs.target == "mean":
             chosen = "name neighbours" if pairs.name == "neighbours" else "target mean"
             raise UserError(f"loss.form matched: the noise of pairs.{chosen} is not that of noise.name; use plain")
-        if isinstance(noise, NoNoise):
+        if not noise.adds_noise:
             raise UserError(
                 "loss.form matched: needs the noise of the captures: noise.name=poisson-gaussian noise.lam=1/a "
                 f"noise.read=sqrt(b)/a (0 for b below 0), of the variance a x + b that {command('audit')} prints; "
                 "where a is not above 0, noise.name=gaussian noise.sigma=255*sqrt(b)"
             )
-        if pairs.name == "captures" and isinstance(noise.ends, Sequence):
-            raise UserError(f"noise.{noise.level_name} {noise.ends}: describes the captures; give one number")
+        if pairs.name == "captures" and isinstance(noise.level, Sequence):
+            raise UserError(f"noise.{noise.level_name} {noise.level}: describes the captures; give one number")
 
 
 def images_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings) -> str:
@@ -106,7 +108,7 @@ def images_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings) -> str
         if pairs.target == "mean":
             return "mean"
         return "captures and mean" if loss.form == "averaged" and loss.perceptual > 0 else "captures"
-    return "capture" if isinstance(noise, NoNoise) else "image"
+    return "image" if noise.adds_noise else "capture"
 
 
 def loss_terms(

@@ -14,7 +14,7 @@ import torch
 from n2n_dist import rng
 from n2n_dist.data.dataset import Batch
 from n2n_dist.errors import UserError
-from n2n_dist.noise.models import Bernoulli, Noise
+from n2n_dist.noise import Noise
 
 FIRST = (0, 0, 1, 1, 2, 2, 3, 3)
 SECOND = (1, 2, 0, 3, 0, 3, 1, 2)
@@ -64,7 +64,7 @@ class KeyedNoise:
 
     def __post_init__(self) -> None:
         uniforms = [rng.uniform(self.seed, position, "noise-level") for position in self.positions]
-        self.levels = [self.model.level(uniform) for uniform in uniforms]
+        self.levels = [self.model.sample_level(uniform) for uniform in uniforms]
 
     def __call__(self, images: torch.Tensor, purpose: str) -> torch.Tensor:
         """Return noisy versions of `images`, float32 [B, C, H, W]; every purpose gives other ones."""
@@ -72,7 +72,7 @@ class KeyedNoise:
 
     def kept(self, images: torch.Tensor, purpose: str) -> torch.Tensor | None:
         """Return which pixels the noise of this purpose has not lost, bool [B, 1, H, W]; None: it never loses any."""
-        return self._each(self.model.kept, images, purpose) if isinstance(self.model, Bernoulli) else None
+        return self._each(self.model.kept, images, purpose) if self.model.loses_pixels else None
 
     def _each(self, make: Noise | Callable[..., torch.Tensor], images: torch.Tensor, purpose: str) -> torch.Tensor:
         samples = zip(images, self.levels, self.positions, strict=True)

@@ -28,7 +28,7 @@ from n2n_dist.distributed.batch import plan_batch
 from n2n_dist.distributed.stopping import StopAgreement
 from n2n_dist.distributed.stragglers import Stragglers
 from n2n_dist.distributed.watchdog import Watchdog, peer_lost
-from n2n_dist.models.resunet import ResUNet
+from n2n_dist.models.network import Network
 from n2n_dist.models.weights import LAST, save_model
 from n2n_dist.objective import images_to_read, loss_terms
 from n2n_dist.pairs import noisy_pair
@@ -276,7 +276,7 @@ def validate(
 def finish(
     config: Config,
     lock: RunLock,
-    ema: ResUNet,
+    ema: Network,
     backend: Backend,
     state: TrainState,
     stop: StopAgreement,

@@ -17,7 +17,7 @@ from n2n_dist.building.plan import Options
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.batch import plan_batch
 from n2n_dist.images.image import write_image
-from n2n_dist.models.resunet import ModelSettings, ResUNet
+from n2n_dist.models.resunet import ResUNet, ResUNetSettings
 from n2n_dist.models.weights import save_model
 
 torch.set_num_threads(2)
@@ -71,7 +71,7 @@ def make_weights(tmp_path: Path) -> Callable[..., Path]:
     """Save a network that subtracts `offset` from every pixel; an untrained one subtracts nothing."""
 
     def make(channels: int = 3, offset: float = 0.0) -> Path:
-        model = ResUNet(ModelSettings(channels=channels, width=8, depths=[1, 1]))
+        model = ResUNet(ResUNetSettings(channels=channels, width=8, depths=[1, 1]))
         torch.nn.init.constant_(model.head.bias, offset)
         save_model(tmp_path / f"{channels}-{offset}.safetensors", model)
         return tmp_path / f"{channels}-{offset}.safetensors"

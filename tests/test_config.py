@@ -20,12 +20,19 @@ from n2n_dist.config import IDENTITY, Config, load
 from n2n_dist.errors import UserError
 from n2n_dist.estimand import expectation
 from n2n_dist.images.image import write_image
-from n2n_dist.noise.models import MODELS, Bernoulli, Gaussian, NoNoise, Poisson, PoissonGaussian
+from n2n_dist.models import MODELS as NETWORKS
+from n2n_dist.models.resunet import ResUNetSettings
+from n2n_dist.noise import MODELS, Bernoulli, Gaussian, NoNoise, Poisson, PoissonGaussian
 from n2n_dist.scenes import Grouping
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = [field.type for field in dataclasses.fields(Config) if field.name != "noise"]
-CLASSES = [*(getattr(config, str(name)) for name in SETTINGS), *MODELS.values()]
+SECTIONS = {
+    field.name: getattr(config, str(field.type))
+    for field in dataclasses.fields(Config)
+    if field.name not in ("noise", "model")
+}
+"""Those that have one dataclass."""
+CLASSES = [*SECTIONS.values(), *MODELS.values(), *(network.settings_class for network in NETWORKS.values())]
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -35,12 +42,8 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_nothing_given_is_all_defaults() -> None:
-    assert load(None) == Config(
-        **{
-            field.name: Gaussian() if field.name == "noise" else getattr(config, str(field.type))()
-            for field in dataclasses.fields(Config)
-        }
-    )
+    defaults = {name: settings() for name, settings in SECTIONS.items()}
+    assert load(None) == Config(**defaults, noise=Gaussian(), model=ResUNetSettings())
 
 
 def test_the_command_line_goes_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_choosing_a_noise_chooses_its_settings() -> None:
 
 def test_a_configuration_of_a_noise_keeps_it_with_any_source_of_pairs() -> None:
     noise = load(Path("configs/gaussian25.yaml"), ["pairs.name=neighbours"]).noise
-    assert (noise.name, noise.ends) == ("gaussian", 25.0)
+    assert (noise.name, noise.level) == ("gaussian", 25.0)
 
 
 def test_images_of_real_pairs_are_taken_as_they_are_unless_a_noise_is_named() -> None:

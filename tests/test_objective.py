@@ -4,7 +4,7 @@ import torch
 from n2n_dist.errors import UserError
 from n2n_dist.losses.perceptual import matched_perceptual, perceptual
 from n2n_dist.losses.pixel import LEARNS
-from n2n_dist.noise.models import (
+from n2n_dist.noise import (
     Bernoulli,
     CorrelatedGaussian,
     Gaussian,

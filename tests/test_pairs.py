@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from n2n_dist.data.dataset import Batch
 from n2n_dist.errors import UserError
-from n2n_dist.noise.models import MODELS, Bernoulli, Gaussian, Noise, NoNoise, Poisson
+from n2n_dist.noise import MODELS, Bernoulli, Gaussian, Noise, NoNoise, Poisson
 from n2n_dist.pairs import FIRST, SECOND, Pair, PairSettings, neighbour_pair, noisy_pair
 
 SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(name=source) for source in ("synthetic", "captures", "neighbours"))
@@ -161,11 +161,11 @@ def test_all_eight_neighbour_pairs_are_drawn_alike() -> None:
 
 def test_pair_settings_out_of_range_are_refused() -> None:
     for values, message in (
-        ({"source": "pictures"}, r"pairs\.name 'pictures': must be synthetic, captures or neighbours"),
+        ({"name": "pictures"}, r"pairs\.name 'pictures': must be synthetic, captures or neighbours"),
         ({"target": "both"}, r"pairs\.target 'both': must be one or mean"),
         ({"target": "mean"}, r"pairs\.target mean: pairs\.name synthetic has no other captures; set it to one"),
         ({"gamma": -1.0}, r"pairs\.gamma -1\.0: must be 0 or more"),
-        ({"source": "neighbours", "supervised": True}, r"pairs\.supervised true: .* no clean image; use synthetic"),
+        ({"name": "neighbours", "supervised": True}, r"pairs\.supervised true: .* no clean image; use synthetic"),
     ):
         with pytest.raises(UserError, match=message):
             PairSettings(**values)

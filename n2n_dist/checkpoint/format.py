@@ -28,15 +28,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
+from n2n_dist import models
 from n2n_dist.distributed.watchdog import peer_lost
 from n2n_dist.errors import UserError, one_line
 from n2n_dist.files import fsync, remove_temporaries, sha256, write_json
-from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
 from n2n_dist.models.weights import save_model
-from n2n_dist.pairs import PairSettings
 
 MANIFEST = "manifest.json"
-FORMAT = 7
+FORMAT = 8
 """Counted up when the files change, or a continued run would see other crops, noise, loss or score of a validation."""
 NUMBERS = b"/data/0"
 """End of the name under which torch.save stores the numbers of a tensor."""
@@ -88,6 +87,8 @@ class Manifest:
     """Ranks that wrote it."""
     backend: str
     """What connected them, such as DDP or ZeRO-1."""
+    network: dict[str, Any]
+    """What builds the network again, see `n2n_dist.models.build`."""
     files: dict[str, str]
     """sha256 of every other file, by name."""
 
@@ -172,8 +173,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def commit(partial: Path, manifest: Manifest) -> None:
     """Give a folder, all of whose other files are on the disk, its manifest and its name."""
     content = asdict(manifest)
-    versions = {"format": FORMAT, "network": NETWORK}
-    write_json(partial / MANIFEST, {**versions, "sha256": _digest(content), **content}, indent=1)  # now it is whole
+    write_json(partial / MANIFEST, {"format": FORMAT, "sha256": _digest(content), **content}, indent=1)  # now whole
     _publish(partial)
 
 
@@ -213,8 +213,12 @@ def read_manifest(path: Path) -> Manifest:
 
     """
     content = json.loads((path / MANIFEST).read_text())
-    if (content.pop("format"), content.pop("network", None)) != (FORMAT, NETWORK):
+    if content.pop("format") != FORMAT:
         raise UserError(f"{path}: written by another version of n2n_dist; continue it with that, or use a new run.dir")
+    try:
+        models.check_version(content["network"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if content.pop("sha256") != _digest(content):
         raise ValueError(f"the content of {MANIFEST} has changed")
     return Manifest(**content | {"progress": TrainState(**content["progress"])})
@@ -254,13 +258,10 @@ def export(path: Path, weights: Path) -> None:
         OSError: they cannot be written.
 
     """
-    progress = read_manifest(path).progress
-    identity = progress.identity
-    settings = {key.removeprefix("model."): value for key, value in identity.items() if key.startswith("model.")}
-    crop = PairSettings(name=identity["pairs.name"]).network_crop(identity["data.crop"])
-    ema = ResUNet.empty(ModelSettings(**settings), crop, torch.device("cpu"))
+    manifest = read_manifest(path)
+    ema = models.build(manifest.network)
     load(path, {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()})
-    save_model(weights, ema, progress.step)
+    save_model(weights, ema, manifest.progress.step)
 
 
 def reason(error: BaseException) -> str:

@@ -29,6 +29,7 @@ from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.watchdog import peer_lost
 from n2n_dist.distributed.zero import MOMENTS
 from n2n_dist.errors import StorageError, UserError
+from n2n_dist.models.network import Network
 from n2n_dist.models.weights import BEST, trained_steps
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class Checkpoints:
         """Memory of this rank's copy of its share, from the first save on."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
 
-    def save(self, model: nn.Module, ema: nn.Module, optimizer: Any, progress: TrainState) -> None:
+    def save(self, model: Network, ema: nn.Module, optimizer: Any, progress: TrainState) -> None:
         """Copy what a checkpoint holds and return; a thread writes and commits it, then removes those beyond `keep`.
 
         Waits for the save before. Where writing fails (a full disk, a folder that is gone), rank 0 says so and the
@@ -136,7 +137,8 @@ class Checkpoints:
         if copied:
             copied.record()
         self._progress, self._finishing = progress, False
-        self._thread = threading.Thread(target=self._run, args=(share, replace(progress), copied), name="checkpoint")
+        contents = share, replace(progress), model.metadata(), copied
+        self._thread = threading.Thread(target=self._run, args=contents, name="checkpoint")
         self._thread.start()
         self._saved_at = time.monotonic()
 
@@ -232,13 +234,19 @@ class Checkpoints:
         self.backend.run_on_all_ranks(lambda: files.load(path, tensors, self.group))
         self.backend.run_on_rank0(lambda: self._update_best_weights(progress))
 
-    def _run(self, share: dict[str, torch.Tensor], progress: TrainState, copied: torch.cuda.Event | None) -> None:
+    def _run(
+        self,
+        share: dict[str, torch.Tensor],
+        progress: TrainState,
+        network: dict[str, Any],
+        copied: torch.cuda.Event | None,
+    ) -> None:
         """Write and commit in a thread; failures to read or write end it on all ranks alike."""
         try:
             if copied:
                 copied.synchronize()
             self.failure = None
-            self._write(share, progress)
+            self._write(share, progress, network)
         except OSError as error:
             self.failure = self._describe(progress, error)
             if self.backend.is_main and not self._finishing:  # which says it otherwise
@@ -246,7 +254,7 @@ class Checkpoints:
         except BaseException as error:  # raised again in the main thread
             self._crash = error
 
-    def _write(self, share: dict[str, torch.Tensor], progress: TrainState) -> None:
+    def _write(self, share: dict[str, torch.Tensor], progress: TrainState, network: dict[str, Any]) -> None:
         final = files.step_folder(self.folder, progress.step)
         partial = final.with_suffix(".tmp")
         self._on_main(lambda: self._make_empty(partial))
@@ -269,7 +277,7 @@ class Checkpoints:
                     raise refusal
                 written = {name: digest for part in digests for name, digest in part.items()}
                 written[".metadata"] = files.sha256(partial / ".metadata")
-                files.commit(partial, Manifest(progress, self.backend.world_size, self.backend.name, written))
+                files.commit(partial, Manifest(progress, self.backend.world_size, self.backend.name, network, written))
 
             self._on_main(commit)
         except (OSError, UserError):

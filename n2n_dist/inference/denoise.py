@@ -10,7 +10,7 @@ from n2n_dist.images.frames import Frame, open_frames, result_type
 from n2n_dist.images.image import Image, find_images, find_range
 from n2n_dist.images.readers import create_file, output_name
 from n2n_dist.inference.tile import denoise_image
-from n2n_dist.models.resunet import ResUNet
+from n2n_dist.models.network import Network
 from n2n_dist.models.weights import load_model
 
 
@@ -59,7 +59,7 @@ def denoise_files(
 
 
 def _denoise_frames(
-    model: ResUNet, frames: list[Frame], output: Path, black: float | None, white: float | None
+    model: Network, frames: list[Frame], output: Path, black: float | None, white: float | None
 ) -> None:
     """Denoise the frames of a file one by one, so that memory holds one at a time."""
     black, white = find_range(frames, black, white)

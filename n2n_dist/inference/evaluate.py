@@ -22,7 +22,7 @@ from n2n_dist.images.panels import join_panels
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, psnr, ssim, to_8_bit
 from n2n_dist.models.weights import load_model
-from n2n_dist.noise.models import Noise
+from n2n_dist.noise import Noise
 
 TABLE = "scores.csv"
 PICTURE = "comparison.png"
@@ -89,7 +89,7 @@ def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Sc
         except UserError as refusal:
             refusals.append(str(refusal))
             break
-        noisy = noise(clean, noise.ends, rng.generator(0, number, "n2n2018", "cpu"))
+        noisy = noise(clean, noise.level, rng.generator(0, number, "n2n2018", "cpu"))
         denoised = to_8_bit(denoise_tiled(model, noisy, state.device))
         pair = denoised[None].to(state.device), clean[None].to(state.device)
         scores = Scores(

@@ -6,13 +6,13 @@ import torch
 
 from n2n_dist.errors import UserError
 from n2n_dist.images.image import Image
-from n2n_dist.models.resunet import ResUNet
+from n2n_dist.models.network import Network
 
 TILE = 512
 HALO = 64
 
 
-def denoise_image(model: ResUNet, image: Image) -> Image:
+def denoise_image(model: Network, image: Image) -> Image:
     """Denoise an image of a file, keeping its type and range.
 
     Raises:
@@ -31,7 +31,7 @@ def denoise_image(model: ResUNet, image: Image) -> Image:
 
 @torch.inference_mode()
 def denoise_tiled(
-    model: ResUNet, noisy: torch.Tensor, device: torch.device, tile: int = TILE, halo: int = HALO
+    model: Network, noisy: torch.Tensor, device: torch.device, tile: int = TILE, halo: int = HALO
 ) -> torch.Tensor:
     """Denoise [C, H, W] piece by piece; the result lies where `noisy` lies.
 

@@ -19,7 +19,7 @@ def activate(x: torch.Tensor) -> torch.Tensor:
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales every channel by a gate computed from the channels' means (Hu et al. 2018).
+    """Scale every channel by a gate computed from the channels' means (Hu et al. 2018).
 
     In training the mean is over the crop but for its border: the convolutions' zero padding shows there, in much
     of a crop and in little of a large image. A larger map is averaged over a sliding window of the size seen in
@@ -65,7 +65,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Weighs each place of a skip connection by what the coarser path sees there (Oktay et al. 2018)."""
+    """Weigh each pixel of a skip connection by the features of the coarser path (Oktay et al. 2018)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Upsample(nn.Module):
 
 
 def _inner_mean(x: torch.Tensor, window: int, dim: int) -> torch.Tensor:
-    """Average along `dim` over the window around each place, or the nearest full one, each without its border."""
+    """Average along `dim` over the window around each pixel, or the nearest full one, each without its border."""
     length = x.shape[dim]
     window = min(window or length, length)
     border = max(window // 8, min(2, window // 4))  # a ResBlock alone carries padding 2 pixels inward

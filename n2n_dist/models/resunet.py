@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -10,17 +12,18 @@ from torch.nn import functional as F
 
 from n2n_dist.errors import UserError
 from n2n_dist.models.blocks import AttentionGate, Downsample, ResBlock, SqueezeExcitation, Upsample
+from n2n_dist.models.network import Network
 
-NETWORK = 6
-"""Counted up when earlier weights no longer fit, or would denoise differently."""
 LOCAL_MEAN = 17
 """Side of the square over which the local mean is taken, in pixels of the finest features."""
 
 
 @dataclass
-class ModelSettings:
-    """The shape of the network."""
+class ResUNetSettings:
+    """Shape of the ResUNet."""
 
+    name: str = "resunet"
+    """Network: `resunet`, or one that run.import defines."""
     channels: int = 3
     """Channels of the image, 1 to 4."""
     width: int = 64
@@ -46,7 +49,7 @@ class ModelSettings:
         return self.unshuffle * 2 ** (len(self.depths) - 1)
 
 
-class ResUNet(nn.Module):
+class ResUNet(Network):
     """Denoiser f(y) = y - network(y): [N, C, H, W] -> [N, C, H, W], any height and width.
 
     A U-Net (Ronneberger et al. 2015) of residual blocks with squeeze-and-excitation, attention gates on the
@@ -60,7 +63,11 @@ class ResUNet(nn.Module):
     white count as these, so that a star of a few pixels, however bright, hardly moves the sky around it.
     """
 
-    def __init__(self, settings: ModelSettings, crop: int = 0) -> None:
+    version = 7
+    settings_class: ClassVar[type] = ResUNetSettings
+    settings: ResUNetSettings
+
+    def __init__(self, settings: ResUNetSettings, crop: int = 0) -> None:
         """Build the network.
 
         Args:
@@ -71,10 +78,7 @@ class ResUNet(nn.Module):
             UserError: the crop is not a multiple of the coarsest level's pixel.
 
         """
-        super().__init__()
-        self.settings = settings
-        self.crop = crop
-        self.divisor = settings.divisor
+        super().__init__(settings, crop)
         widths = [settings.width * 2**level for level in range(len(settings.depths))]
         if crop % self.divisor:
             raise UserError(
@@ -99,13 +103,6 @@ class ResUNet(nn.Module):
                 for module in stage.modules():
                     if isinstance(module, SqueezeExcitation):
                         module.window = crop // (settings.unshuffle * 2**level)
-
-    @classmethod
-    def empty(cls, settings: ModelSettings, crop: int, device: torch.device) -> ResUNet:
-        """Build a network whose weights are loaded next: drawing those of a large one takes seconds."""
-        with torch.device("meta"):
-            network = cls(settings, crop)
-        return network.to_empty(device=device)
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         """Denoise a batch.
@@ -146,9 +143,9 @@ class ResUNet(nn.Module):
         noise = F.pixel_shuffle(self.head(x) + self.local_filter(pixels), factor)[..., :height, :width]
         return noisy.float() - noise.float()
 
-    def metadata(self) -> dict[str, object]:
-        """Return the network's version, and what `ResUNet(ModelSettings(**...["model"]), ...["crop"])` needs."""
-        return {"network": NETWORK, "model": asdict(self.settings), "crop": self.crop}
+    def compile_regions(self) -> Iterable[nn.Module]:
+        """Yield the blocks: the levels share code, but each has its own fixed shape."""
+        return (part for part in self.modules() if isinstance(part, ResBlock | AttentionGate | Downsample | Upsample))
 
 
 def _blocks(channels: int, depth: int) -> nn.Sequential:
@@ -160,8 +157,8 @@ def _pad_to_multiple(x: torch.Tensor, divisor: int) -> torch.Tensor:
     for dim in (-2, -1):
         length = x.shape[dim]
         if missing := -length % divisor:
-            place = torch.arange(length + missing, device=x.device)
+            position = torch.arange(length + missing, device=x.device)
             period = max(1, 2 * length - 2)
-            place = (length - 1 - (place % period - (length - 1)).abs()).clamp(min=0)
-            x = x.index_select(dim, place)
+            position = (length - 1 - (position % period - (length - 1)).abs()).clamp(min=0)
+            x = x.index_select(dim, position)
     return x

@@ -13,13 +13,14 @@ import torch
 from n2n_dist.devices import use_gpu
 from n2n_dist.errors import UserError, one_line
 from n2n_dist.files import write_atomically
-from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
+from n2n_dist.models import build
+from n2n_dist.models.network import Network
 
 BEST = "best.safetensors"
 LAST = "last.safetensors"
 
 
-def save_model(path: Path, model: ResUNet, step: int = 0) -> None:
+def save_model(path: Path, model: Network, step: int = 0) -> None:
     """Write weights, with the model's settings and the step of its training in the metadata.
 
     They appear under their name when they are complete and on the disk.
@@ -55,7 +56,7 @@ def trained_steps(path: Path) -> int | None:
         return None
 
 
-def load_model(weights: str | Path, device: torch.device | None = None) -> ResUNet:
+def load_model(weights: str | Path, device: torch.device | None = None) -> Network:
     """Build the network of a weights file, ready for inference.
 
     Args:
@@ -70,12 +71,10 @@ def load_model(weights: str | Path, device: torch.device | None = None) -> ResUN
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["n2n_dist"])
-        if about.get("network") != NETWORK:
-            raise UserError(
-                f"{path}: not the weights of this version's network; use the version that wrote them, or train again"
-            )
-        model = ResUNet.empty(ModelSettings(**about["model"]), about["crop"], torch.device("cpu"))
+        model = build(about)
         model.load_state_dict(safetensors.torch.load_file(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path}: not weights written by this package, or damaged ({one_line(error)})") from None
     device = device or torch.device("cuda" if use_gpu() else "cpu")

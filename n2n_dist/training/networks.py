@@ -10,7 +10,8 @@ from torch import nn
 from n2n_dist.checkpoint.format import describe_differences
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
-from n2n_dist.models.resunet import ModelSettings, ResUNet
+from n2n_dist.models import MODELS
+from n2n_dist.models.network import Network, NetworkSettings
 from n2n_dist.models.weights import load_model
 from n2n_dist.objective import LossSettings
 from n2n_dist.training.precision import TrainSettings, memory_format, prepare_models
@@ -20,11 +21,11 @@ from n2n_dist.training.precision import TrainSettings, memory_format, prepare_mo
 class Networks:
     """The networks of a run, on this rank's device."""
 
-    network: ResUNet
+    network: Network
     """The denoiser that is trained."""
     model: nn.Module
     """The same as the backend wraps it, which reduces gradients over the ranks."""
-    ema: ResUNet
+    ema: Network
     """The moving average of its weights, which is validated and ships."""
     features: nn.Module | None
     """The extractor of the perceptual term, if there is one."""
@@ -39,7 +40,7 @@ class Networks:
 
 
 def build_networks(
-    model: ModelSettings, crop: int, loss: LossSettings, train: TrainSettings, backend: Backend
+    model: NetworkSettings, crop: int, loss: LossSettings, train: TrainSettings, backend: Backend
 ) -> Networks:
     """Build the networks, laid out and compiled as set; their weights are loaded next.
 
@@ -51,7 +52,7 @@ def build_networks(
         backend: of the run.
 
     """
-    network, ema = (ResUNet.empty(model, crop, backend.device) for _ in range(2))
+    network, ema = (MODELS[model.name].empty(model, crop, backend.device) for _ in range(2))
     layout = memory_format(train)
     ema.to(memory_format=layout).eval().requires_grad_(False)
     features = loss.extractor(model.channels)
@@ -74,7 +75,7 @@ def initialise(nets: Networks, seed: int, weights: str | None) -> None:
     """
     torch.manual_seed(seed)
     network = nets.network
-    start = load_model(weights) if weights else ResUNet(network.settings, network.crop)
+    start = load_model(weights) if weights else type(network)(network.settings, network.crop)
     if start.settings != network.settings:
         differences = describe_differences(asdict(start.settings), asdict(network.settings))
         raise UserError(

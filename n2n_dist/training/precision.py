@@ -11,7 +11,7 @@ from torch import nn
 from n2n_dist.devices import use_gpu
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
-from n2n_dist.models.blocks import AttentionGate, Downsample, ResBlock, Upsample
+from n2n_dist.models.network import Network
 
 
 @dataclass
@@ -60,7 +60,7 @@ def autocast_type(precision: str) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bf16" else None
 
 
-def prepare_models(model: nn.Module, features: nn.Module | None, settings: TrainSettings, backend: Backend) -> None:
+def prepare_models(model: Network, features: nn.Module | None, settings: TrainSettings, backend: Backend) -> None:
     """Lay out and compile the networks in place, before the model is wrapped; parameter names do not change."""
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -73,17 +73,12 @@ def prepare_models(model: nn.Module, features: nn.Module | None, settings: Train
     compile_blocks(model, features, settings, backend.device)
 
 
-def compile_blocks(model: nn.Module, features: nn.Module | None, settings: TrainSettings, device: torch.device) -> None:
-    """Compile in place if the settings say so: the denoiser block by block, the frozen extractor as a whole.
-
-    Compiled as a whole the denoiser would hand over all gradients at once, and none could be reduced while the
-    backward pass goes on.
-    """
+def compile_blocks(model: Network, features: nn.Module | None, settings: TrainSettings, device: torch.device) -> None:
+    """Compile in place if the settings say so: the denoiser by its regions, the frozen extractor as a whole."""
     if settings.compile == "off" or (settings.compile == "auto" and device.type != "cuda"):
         return
-    for module in model.modules():
-        if isinstance(module, ResBlock | AttentionGate | Downsample | Upsample):
-            module.compile(dynamic=False)  # the levels share code, but each has its own fixed shape
+    for region in model.compile_regions():
+        region.compile(dynamic=False)
     if features is not None:
         features.compile(dynamic=False)
 

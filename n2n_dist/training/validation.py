@@ -18,8 +18,8 @@ from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
 from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, decibels, psnr, ssim, unbiased_mse
-from n2n_dist.models.resunet import ResUNet
-from n2n_dist.noise.models import Noise, NoNoise
+from n2n_dist.models.network import Network
+from n2n_dist.noise import Noise
 from n2n_dist.shards.cache import SourceUnavailableError
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_pixels
@@ -101,7 +101,7 @@ class Validation:
         self.max_bad = data.max_bad
         self.noise = noise
         # single images that are noisy already are compared as captures are
-        self.source = "captures" if isinstance(noise, NoNoise) else source
+        self.source = source if noise.adds_noise else "captures"
         if self.source == "captures":
             self._require_reference(source)
         elif settings.level is not None:
@@ -122,7 +122,7 @@ class Validation:
 
     @torch.inference_mode()
     @_any_algorithm()
-    def run(self, model: ResUNet, backend: Backend) -> tuple[dict[str, float], Panels] | None:
+    def run(self, model: Network, backend: Backend) -> tuple[dict[str, float], Panels] | None:
         """Measure `model`; every rank takes a part of the samples.
 
         Returns:
@@ -202,7 +202,7 @@ class Validation:
         first = read(sample.captures[0])
         if self.source == "captures":
             return _Pair(first, read(sample.clean or sample.captures[1]), clean=sample.clean is not None)
-        level = self.noise.level(0.5) if self.settings.level is None else self.settings.level
+        level = self.noise.sample_level(0.5) if self.settings.level is None else self.settings.level
         noisy = self.noise(first, level, rng.generator(0, number, "validation", self.device))
         return _Pair(noisy, first, clean=True)
 

@@ -25,7 +25,7 @@ from n2n_dist.building.plan import Options
 from n2n_dist.config import load
 from n2n_dist.errors import UserError
 from n2n_dist.images.image import write_image
-from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
+from n2n_dist.models.resunet import ResUNet, ResUNetSettings
 from n2n_dist.models.weights import LAST, save_model
 from n2n_dist.scenes import Grouping
 
@@ -117,7 +117,7 @@ def test_weights_of_a_shorter_run_are_not_measured(tmp_path: Path, monkeypatch: 
     settings = [*COMBINATIONS["poisson 30, L2"], "data.validation=shards/demo/validation", "train.steps=3"]
     folder = tmp_path / "poisson-30--L2-noisy-0"
     folder.mkdir()
-    save_model(folder / LAST, ResUNet(ModelSettings(width=8, depths=[1]), crop=32), step=2)
+    save_model(folder / LAST, ResUNet(ResUNetSettings(width=8, depths=[1]), crop=32), step=2)
     (folder / "config.yaml").write_text("of the shorter run")
     (folder / "gap.json").write_text(json.dumps(vars(measured(30.0))))
 
@@ -140,7 +140,7 @@ def test_it_is_measured_on_the_images_of_training_however_bright(
         write_image(tmp_path / f"scenes/0/{name}.tif", torch.full((64, 64, 3), value).numpy())
     build(tmp_path / "scenes", tmp_path / "own", Options(Grouping("folder", clean="clean"), white=1.0))
     settings = ["noise.sigma=25", f"data.validation={tmp_path / 'own'}", "train.steps=1"]
-    returns_its_input = ResUNet(ModelSettings(width=8, depths=[1]), crop=32)
+    returns_its_input = ResUNet(ResUNetSettings(width=8, depths=[1]), crop=32)
     for folder in (tmp_path / "noise.sigma-25-noisy-0", tmp_path / "noise.sigma-25-clean-0"):
         folder.mkdir()
         save_model(folder / LAST, returns_its_input, step=1)
@@ -158,10 +158,10 @@ def test_a_run_of_another_network_is_not_reported(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "config.yaml").write_text(load(Path("configs/demo.yaml"), given).to_yaml())
     (folder / "gap.json").write_text(json.dumps(vars(measured(30.0))))
-    earlier = ResUNet(ModelSettings(width=8, depths=[1]), crop=32)
-    earlier.metadata = lambda: {"network": NETWORK - 1}
+    earlier = ResUNet(ResUNetSettings(width=8, depths=[1]), crop=32)
+    earlier.version = ResUNet.version - 1
     save_model(folder / LAST, earlier, step=1)
-    with pytest.raises(UserError, match=r"last.safetensors: not the weights of this version's network"):
+    with pytest.raises(UserError, match=r"last.safetensors: network resunet of version .* use the one"):
         gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
 
 

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from n2n_dist.checkpoint import format as files
 from n2n_dist.checkpoint.format import Manifest, TrainState
 from n2n_dist.errors import UserError
-from n2n_dist.models.resunet import ModelSettings, ResUNet
+from n2n_dist.models.resunet import ResUNet, ResUNetSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 PROGRESS = TrainState(step=7, samples_seen=56, best=None, steps=100, data="abc", identity={"run.seed": 0})
@@ -47,7 +47,7 @@ def test_every_tensor_has_one_owner_and_no_rank_more_than_an_even_share_and_one(
 @pytest.mark.parametrize("world", [2, 3, 4, 8])
 def test_the_shares_of_a_network_are_even(world: int) -> None:
     with torch.device("meta"):
-        network = ResUNet(ModelSettings())
+        network = ResUNet(ResUNetSettings())
     tensors = files.named_tensors(network, network, lambda parameter: {"exp_avg": parameter, "exp_avg_sq": parameter})
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors}
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -59,7 +59,7 @@ def test_the_shares_of_a_network_are_even(world: int) -> None:
 def test_what_is_committed_is_read_back(tmp_path: Path) -> None:
     partial = make(tmp_path)
     digests = {"__0_0.distcp": files.sha256(partial / "__0_0.distcp")}
-    manifest = Manifest(PROGRESS, 4, "ZeRO-1", digests)
+    manifest = Manifest(PROGRESS, 4, "ZeRO-1", ResUNet(ResUNetSettings(width=8, depths=[1])).metadata(), digests)
     files.commit(partial, manifest)
     path = files.step_folder(tmp_path, 7)
     assert names(tmp_path) == ["step-00000007"]

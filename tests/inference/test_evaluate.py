@@ -15,7 +15,7 @@ from n2n_dist.images.image import read_image, write_image
 from n2n_dist.inference import evaluate as module
 from n2n_dist.inference.evaluate import evaluate, table
 from n2n_dist.metrics import psnr, to_8_bit
-from n2n_dist.noise.models import Gaussian, Poisson
+from n2n_dist.noise import Gaussian, Poisson
 
 
 @pytest.fixture

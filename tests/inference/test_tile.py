@@ -6,7 +6,7 @@ import torch
 from n2n_dist.errors import UserError
 from n2n_dist.images.image import Image
 from n2n_dist.inference.tile import HALO, denoise_image, denoise_tiled
-from n2n_dist.models.resunet import ModelSettings, ResUNet
+from n2n_dist.models.resunet import ResUNet, ResUNetSettings
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_pixels
 
@@ -24,7 +24,7 @@ def trained() -> ResUNet:
     """A network that has learned to take noise off, in some seconds."""
     torch.manual_seed(0)
     crop = 64
-    model = ResUNet(ModelSettings(width=16, depths=[1, 1]), crop)
+    model = ResUNet(ResUNetSettings(width=16, depths=[1, 1]), crop)
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     clean = demo_tile("train", 20)
@@ -74,7 +74,7 @@ def test_tiles_agree_for_a_deep_network_with_many_levels() -> None:
     """Pieces must start on the grid of the coarsest level; its divisor here is 32, half the halo."""
     torch.manual_seed(0)
     model = (
-        ResUNet(ModelSettings(channels=1, width=8, depths=[1] * 4, unshuffle=4), crop=32).eval().requires_grad_(False)
+        ResUNet(ResUNetSettings(channels=1, width=8, depths=[1] * 4, unshuffle=4), crop=32).eval().requires_grad_(False)
     )
     for layer in (model.head, model.local_filter):
         torch.nn.init.normal_(layer.weight, std=0.01)
@@ -87,7 +87,7 @@ def test_tiles_agree_for_a_deep_network_with_many_levels() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (70, 3), (129, 128)])
 def test_any_size_is_covered(size: tuple[int, int]) -> None:
-    model = ResUNet(ModelSettings(channels=2, width=8, depths=[1, 1]))
+    model = ResUNet(ResUNetSettings(channels=2, width=8, depths=[1, 1]))
     torch.nn.init.constant_(model.head.bias, 0.25)
     image = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(denoise_tiled(model, image, CPU, 64, 16), image - 0.25)
@@ -97,4 +97,4 @@ def test_any_size_is_covered(size: tuple[int, int]) -> None:
 def test_another_number_of_channels_is_refused(channels: int) -> None:
     image = Image.from_array(torch.zeros(8, 8, channels).numpy())
     with pytest.raises(UserError, match=f"{channels} channels.*3"):
-        denoise_image(ResUNet(ModelSettings(width=8, depths=[1])), image)
+        denoise_image(ResUNet(ResUNetSettings(width=8, depths=[1])), image)

@@ -9,7 +9,7 @@ from n2n_dist.errors import UserError
 from n2n_dist.losses import perceptual as module
 from n2n_dist.losses.perceptual import BUNDLED, VGGFeatures, matched_perceptual, perceptual
 from n2n_dist.metrics import ALEXNET
-from n2n_dist.noise.models import (
+from n2n_dist.noise import (
     Bernoulli,
     CorrelatedGaussian,
     Gaussian,

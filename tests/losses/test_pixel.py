@@ -5,7 +5,7 @@ import torch
 
 from n2n_dist import rng
 from n2n_dist.losses.pixel import LEARNS, pixel_loss
-from n2n_dist.noise.models import Bernoulli, Gaussian, Impulse, Noise, Poisson, Text
+from n2n_dist.noise import Bernoulli, Gaussian, Impulse, Noise, Poisson, Text
 
 SIZE = (1, 200, 200)
 

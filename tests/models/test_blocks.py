@@ -15,7 +15,7 @@ def scaled_by(gate: SqueezeExcitation, x: torch.Tensor, mean: torch.Tensor) -> t
 
 
 def border(window: int) -> int:
-    """Pixels that the gates leave out on each side; with another rule raise NETWORK."""
+    """Pixels that the gates leave out on each side; with another rule raise `ResUNet.version`."""
     if window < 8:
         return 1 if window >= 4 else 0
     return 2 if window < 24 else window // 8

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -5,13 +6,13 @@ import safetensors.torch
 import torch
 
 from n2n_dist.errors import UserError
-from n2n_dist.models.resunet import NETWORK, ModelSettings, ResUNet
+from n2n_dist.models.resunet import ResUNet, ResUNetSettings
 from n2n_dist.models.weights import BEST, LAST, find_weights, load_model, save_model, trained_steps
 
 
 def make_model(seed: int = 0) -> ResUNet:
     torch.manual_seed(seed)
-    model = ResUNet(ModelSettings(channels=2, width=8, depths=[1, 2], unshuffle=1), crop=24)
+    model = ResUNet(ResUNetSettings(channels=2, width=8, depths=[1, 2], unshuffle=1), crop=24)
     for layer in (model.head, model.local_filter):
         torch.nn.init.normal_(layer.weight, std=0.1)
     return model
@@ -34,7 +35,7 @@ def test_a_model_is_loaded_onto_the_named_device_or_the_gpu_if_there_is_one(tmp_
     save_model(tmp_path / LAST, make_model())
     default = torch.device("cuda" if torch.cuda.is_available() else "cpu").type
     assert {value.device.type for value in load_model(tmp_path).state_dict().values()} == {default}
-    assert load_model(tmp_path, torch.device("cpu")).exit.weight.device.type == "cpu"
+    assert load_model(tmp_path, torch.device("cpu")).head.weight.device.type == "cpu"
 
 
 def test_weights_in_channels_last_and_an_older_file_under_the_name_are_no_obstacle(tmp_path: Path) -> None:
@@ -69,8 +70,10 @@ def test_files_that_are_not_our_weights_are_refused_by_name(tmp_path: Path) -> N
         None,
         {"n2n_dist": "{"},
         {"n2n_dist": "[]"},
-        {"n2n_dist": f'{{"network": {NETWORK}}}'},
-        {"n2n_dist": f'{{"network": {NETWORK}, "model": {{"x": 1}}}}'},
+        {"n2n_dist": "{}"},
+        {"n2n_dist": json.dumps({"network": "resunet", "version": ResUNet.version})},
+        {"n2n_dist": json.dumps(make_model().metadata() | {"settings": {"x": 1}})},
+        {"n2n_dist": json.dumps(make_model().metadata() | {"network": ["resunet"]})},
     ):
         safetensors.torch.save_file(tensors, path, metadata)
         with pytest.raises(UserError, match=f"{path}: not weights"):
@@ -81,9 +84,13 @@ def test_weights_of_another_version_are_refused_with_what_to_do(tmp_path: Path) 
     path = tmp_path / "a.safetensors"
     save_model(path, make_model())
     tensors = safetensors.torch.load_file(path)
-    for about in ("{}", '{"model": {"old": 1}, "crop": 24}', f'{{"network": {NETWORK - 1}}}'):
-        safetensors.torch.save_file(tensors, path, {"n2n_dist": about})
-        with pytest.raises(UserError, match=f"{path}: not the weights of this version's network; use the version"):
+    for changed, message in (
+        ({"version": ResUNet.version - 1}, f"network resunet of version {ResUNet.version - 1}: this version of .* has"),
+        ({"network": "unet++"}, "network 'unet\\+\\+': unknown, known are resunet; give the file that defines it"),
+        ({"network": 6}, "network 6: unknown"),
+    ):
+        safetensors.torch.save_file(tensors, path, {"n2n_dist": json.dumps(make_model().metadata() | changed)})
+        with pytest.raises(UserError, match=f"{path}: {message}"):
             load_model(path)
 
 
@@ -93,9 +100,9 @@ def test_tensors_that_do_not_fit_their_metadata_are_refused(tmp_path: Path) -> N
     with safetensors.safe_open(path, "pt") as file:
         about = file.metadata()
     tensors = safetensors.torch.load_file(path)
-    del tensors["filter.weight"]
+    del tensors["local_filter.weight"]
     safetensors.torch.save_file(tensors, path, about)
-    with pytest.raises(UserError, match=rf"{path}: not weights .*damaged .*filter\.weight"):
+    with pytest.raises(UserError, match=rf"{path}: not weights .*damaged .*local_filter\.weight"):
         load_model(path)
 
 

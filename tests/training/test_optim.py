@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from n2n_dist.errors import UserError
-from n2n_dist.models.resunet import ModelSettings, ResUNet
+from n2n_dist.models.resunet import ResUNet, ResUNetSettings
 from n2n_dist.training.optim import OptimSettings, learning_rate, make_optimizer, update_ema
 
 
@@ -42,7 +42,7 @@ def test_more_steps_stretch_the_cosine() -> None:
 
 
 def test_only_weights_of_convolutions_decay() -> None:
-    model = ResUNet(ModelSettings(width=8, depths=[1, 1]))
+    model = ResUNet(ResUNetSettings(width=8, depths=[1, 1]))
     optimizer = make_optimizer(model, OptimSettings(weight_decay=0.5))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(list(model.parameters()))

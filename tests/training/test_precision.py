@@ -8,14 +8,14 @@ from support import processes
 from n2n_dist.devices import autocast
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
-from n2n_dist.models.resunet import ModelSettings, ResUNet
+from n2n_dist.models.resunet import ResUNet, ResUNetSettings
 from n2n_dist.models.weights import load_model
 from n2n_dist.training.precision import TrainSettings, autocast_type, memory_format, prepare_models
 
 
 def network() -> ResUNet:
     torch.manual_seed(0)
-    model = ResUNet(ModelSettings(width=8, depths=[1, 1]), crop=32)
+    model = ResUNet(ResUNetSettings(width=8, depths=[1, 1]), crop=32)
     torch.nn.init.normal_(model.head.weight, std=0.1)
     return model
 

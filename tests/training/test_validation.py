@@ -12,8 +12,8 @@ from n2n_dist.data.dataset import DataSettings
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
 from n2n_dist.images.image import write_image
-from n2n_dist.models.resunet import ModelSettings, ResUNet
-from n2n_dist.noise.models import Bernoulli, Gaussian, NoNoise, Poisson
+from n2n_dist.models.resunet import ResUNet, ResUNetSettings
+from n2n_dist.noise import Bernoulli, Gaussian, NoNoise, Poisson
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import Index
 from n2n_dist.training.validation import ValidateSettings, Validation, selection_score
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def untrained() -> ResUNet:
     """A network that returns its input."""
-    return ResUNet(ModelSettings(width=8, depths=[1]), crop=32).eval()
+    return ResUNet(ResUNetSettings(width=8, depths=[1]), crop=32).eval()
 
 
 def test_numbers_are_those_of_the_noise_and_do_not_change(backend: Backend, untrained: ResUNet) -> None:
@@ -139,7 +139,7 @@ def test_shards_of_another_number_of_channels_are_refused(make_shards: Callable[
 
 def test_two_channels_have_no_lpips(backend: Backend, make_shards: Callable[..., Path]) -> None:
     pair = make_shards(2, size=(40, 36, 2))
-    model = ResUNet(ModelSettings(channels=2, width=8, depths=[1]), crop=32).eval()
+    model = ResUNet(ResUNetSettings(channels=2, width=8, depths=[1]), crop=32).eval()
     scores, _ = Validation({"pair": pair}, Poisson(), "synthetic", ValidateSettings(), 2, CPU, DataSettings()).run(
         model, backend
     )
@@ -216,7 +216,7 @@ def test_an_estimated_error_below_zero_is_a_bound_and_not_the_best_by_luck(
     build(tmp_path / "scenes", tmp_path / "own", Options(Grouping("folder"), white=1.0))
     sets = {"own": tmp_path / "own"}
     validation = Validation(sets, NoNoise(), "captures", ValidateSettings(), 1, CPU, DataSettings())
-    scores, _ = validation.run(Grey(ModelSettings(channels=1, width=8, depths=[1]), crop=32).eval(), backend)
+    scores, _ = validation.run(Grey(ResUNetSettings(channels=1, width=8, depths=[1]), crop=32).eval(), backend)
     assert scores["own/upsnr_high"] == math.inf
     assert (scores["own/upsnr"] == scores["own/upsnr_low"]) == (error < 0)
     assert scores["own/upsnr"] == pytest.approx(60 if error > 0 else 43.3, abs=0.8)
@@ -226,7 +226,7 @@ def test_an_estimated_error_below_zero_is_a_bound_and_not_the_best_by_luck(
 def test_what_is_brighter_than_white_is_not_clipped_away(backend: Backend, tmp_path: Path) -> None:
     write_image(tmp_path / "images/0.tif", torch.linspace(0, 4, 64 * 64).reshape(64, 64, 1).numpy())
     build(tmp_path / "images", tmp_path / "own", Options(white=1.0))
-    model = ResUNet(ModelSettings(channels=1, width=8, depths=[1]), crop=32).eval()  # returns its input
+    model = ResUNet(ResUNetSettings(channels=1, width=8, depths=[1]), crop=32).eval()  # returns its input
     sets = {"own": tmp_path / "own"}
     validation = Validation(sets, Gaussian(sigma=10.0), "synthetic", ValidateSettings(), 1, CPU, DataSettings())
     scores, _ = validation.run(model, backend)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from n2n_dist import rng
 from n2n_dist.errors import UserError
-from n2n_dist.noise.models import (
+from n2n_dist.noise import (
     MODELS,
     Bernoulli,
     CorrelatedGaussian,
@@ -21,7 +21,7 @@ from n2n_dist.noise.models import (
     PoissonGaussian,
     Speckle,
     Text,
-    fixed,
+    noise_of_level,
 )
 
 SIZE = (1, 400, 500)
@@ -174,16 +174,16 @@ def test_text_covers_its_share_with_colours_that_are_level() -> None:
 
 def test_nothing_is_added_to_images_that_are_noisy_already() -> None:
     image = torch.rand(3, 8, 8)
-    assert torch.equal(NoNoise()(image, NoNoise().level(0.7), rng.generator(0, 0, "noise-input", "cpu")), image)
+    assert torch.equal(NoNoise()(image, NoNoise().sample_level(0.7), rng.generator(0, 0, "noise-input", "cpu")), image)
 
 
 @pytest.mark.parametrize("noise", ADDED, ids=str)
 def test_fields_are_equal_for_equal_keys_and_independent_for_other_purposes(noise: Noise) -> None:
-    first, again = (noisy(noise, 0.4, noise.level(0.5)) for _ in range(2))
+    first, again = (noisy(noise, 0.4, noise.sample_level(0.5)) for _ in range(2))
     assert torch.equal(first, again)
     assert first.dtype == torch.float32
     assert first.shape == SIZE
-    other = noisy(noise, 0.4, noise.level(0.5), "noise-target")
+    other = noisy(noise, 0.4, noise.sample_level(0.5), "noise-target")
     correlation = torch.corrcoef(torch.stack([first, other]).flatten(1).double())[0, 1]
     # as many independent values as pixels, or as kernels, or some tens of strings
     count = {"correlated": COUNT / (2 * math.pi), "text": 100}.get(noise.name, COUNT)
@@ -204,7 +204,7 @@ def test_fields_are_those_of_every_cpu() -> None:
     for noise in ADDED:
         if noise.name == "text":  # strings depend on Pillow's font
             continue
-        field = noisy(noise, 0.4, noise.level(0.5), size=(1, 5, 4)).flatten()[:4]
+        field = noisy(noise, 0.4, noise.sample_level(0.5), size=(1, 5, 4)).flatten()[:4]
         torch.testing.assert_close(field, torch.tensor(known[noise.name]), atol=2e-5, rtol=1e-4)
 
 
@@ -212,7 +212,7 @@ def test_fields_are_those_of_every_cpu() -> None:
 def test_derivatives_with_respect_to_the_image(noise: Noise) -> None:
     """With the random numbers held fixed; of counted photons, the derivative of their mean."""
     clean = torch.full((3, 30, 30), 0.4, requires_grad=True)
-    level = noise.level(0.5)
+    level = noise.sample_level(0.5)
     found = noise(clean, level, rng.generator(0, 0, "noise-prediction-1", "cpu"))
     (gradient,) = torch.autograd.grad(found.sum(), clean)
     step, raised = 0.01, noisy(noise, 0.41, level, "noise-prediction-1", (3, 30, 30))
@@ -233,7 +233,7 @@ def test_any_image_stays_float32_finite_and_in_shape(
     """High dynamic range, and what lies below black."""
     clean = torch.tensor(values).expand(channels, 3, len(values)).contiguous()
     before = clean.clone()
-    found = noise(clean, noise.level(uniform), rng.generator(0, 0, "noise-input", "cpu"))
+    found = noise(clean, noise.sample_level(uniform), rng.generator(0, 0, "noise-input", "cpu"))
     assert found.dtype == torch.float32
     assert found.shape == clean.shape
     assert found.isfinite().all()
@@ -242,16 +242,16 @@ def test_any_image_stays_float32_finite_and_in_shape(
 
 @pytest.mark.parametrize(("noise", "low", "high"), [(Gaussian(sigma=[5, 50]), 5, 50), (Poisson(lam=[4, 60]), 4, 60)])
 def test_a_range_is_drawn_from_evenly(noise: Noise, low: float, high: float) -> None:
-    assert noise.level(0.0) == low
-    levels = torch.tensor([noise.level(rng.uniform(0, position, "noise-level")) for position in range(4000)])
+    assert noise.sample_level(0.0) == low
+    levels = torch.tensor([noise.sample_level(rng.uniform(0, position, "noise-level")) for position in range(4000)])
     assert levels.min() >= low
     assert levels.max() <= high
     assert abs(levels.mean() - (low + high) / 2) < 4 * (high - low) / math.sqrt(12 * 4000)
 
 
 def test_a_number_is_the_level_of_every_sample() -> None:
-    assert {Gaussian(sigma=25).level(u) for u in (0.0, 0.5, 0.99)} == {25}
-    assert {Poisson(lam=30.0).level(u) for u in (0.0, 0.5, 0.99)} == {30}
+    assert {Gaussian(sigma=25).sample_level(u) for u in (0.0, 0.5, 0.99)} == {25}
+    assert {Poisson(lam=30.0).sample_level(u) for u in (0.0, 0.5, 0.99)} == {30}
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_models_are_chosen_by_the_name_they_carry() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("noise", ADDED, ids=str)
 def test_noise_is_made_on_the_gpu(noise: Noise) -> None:
-    level = noise.level(0.5)
+    level = noise.sample_level(0.5)
     field = noisy(noise, 0.4, level, device="cuda")
     assert field.device.type == "cuda"
     assert torch.equal(field, noisy(noise, 0.4, level, device="cuda"))
@@ -308,12 +308,12 @@ def test_noise_is_made_on_the_gpu(noise: Noise) -> None:
 
 
 def test_a_name_and_a_level_make_a_model() -> None:
-    assert fixed("poisson", 12.0) == Poisson(lam=12.0)
-    assert fixed("bernoulli").ends == 0.5
+    assert noise_of_level("poisson", 12.0) == Poisson(lam=12.0)
+    assert noise_of_level("bernoulli").level == 0.5
     for name, level, message in (
         ("rain", None, r"noise rain: must be one of gaussian, correlated, .*speckle$"),
         ("none", None, "noise none: must be one of"),
         ("bernoulli", 1.5, r"noise.keep 1.5: must be a finite number >= 0.001 and <= 1"),
     ):
         with pytest.raises(UserError, match=message):
-            fixed(name, level)
+            noise_of_level(name, level)
