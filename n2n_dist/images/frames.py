@@ -151,9 +151,13 @@ def result_type(dtype: np.dtype) -> np.dtype:
 
 
 def as_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Convert values to a type, rounded and clipped where it is of integers."""
-    if values.dtype == dtype or not np.issubdtype(dtype, np.integer):
-        return values.astype(dtype, copy=False)
+    """Convert values to a type, clipped to what it holds, and rounded where it is of integers."""
+    if values.dtype == dtype:
+        return values
+    if not np.issubdtype(dtype, np.integer):
+        if np.can_cast(values.dtype, dtype):
+            return values.astype(dtype)
+        return np.clip(values, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
     ends = np.iinfo(dtype)
     if np.issubdtype(values.dtype, np.integer):
         return np.clip(values, ends.min, ends.max).astype(dtype)

@@ -14,7 +14,7 @@ from support.images import dicom, random_pixels
 from n2n_dist.errors import UserError
 from n2n_dist.images import frames
 from n2n_dist.images.format import Range
-from n2n_dist.images.frames import declared_range, list_frames, open_frames
+from n2n_dist.images.frames import as_type, declared_range, list_frames, open_frames
 from n2n_dist.images.readers import open_arrays
 
 
@@ -329,3 +329,28 @@ def test_path_is_not_needed(tmp_path: Path) -> None:
     (tmp_path / "a.fits").write_bytes(FILES[".fits"])
     with (tmp_path / "a.fits").open("rb") as file:
         assert open_arrays(file, ".FITS")[0].read().shape == (4, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (np.uint8, [0, 1, 255]),
+        (np.int16, [-3, 1, 32767]),
+        (np.int32, [-3, 1, 100_000]),
+        (np.float16, [-3, 0.6, 65504]),
+        (np.float64, [-3, 0.6, 100_000]),
+        (">u2", [0, 1, 65535]),
+    ],
+)
+def test_results_are_clipped_to_the_type_of_their_source(dtype: type, expected: list[float]) -> None:
+    found = as_type(np.array([-3, 0.6, 100_000], np.float32), np.dtype(dtype))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_channels_can_be_images_of_their_own() -> None:
+    stack = random_pixels((3, 12, 9), np.uint16)
+    arrays = open_arrays(io.BytesIO(tiff(stack, imagej=True, metadata={"axes": "CYX"})), ".tif")
+    assert [frame.channels for frame in list_frames(arrays)] == [3]
+    frames = list_frames(arrays, channels=False)
+    np.testing.assert_array_equal(np.stack([frame.read()[..., 0] for frame in frames]), stack)
