@@ -14,7 +14,8 @@ from pathlib import Path
 
 from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
-from n2n_dist.shards.index import FORMAT, INDEX, Shard
+from n2n_dist.shards.index import INDEX, Shard
+from n2n_dist.shards.records import FORMAT
 
 SHARDS = 200, 4000
 """Shards between which the memory of the loader should not grow."""

@@ -94,7 +94,7 @@ def of_another_tar(shards: Path) -> str:
 
 
 def broken_index(shards: Path) -> str:
-    (shards / "index.json").write_text('{"format": 2, "shards": [{"name": "a.tar"}]}')
+    (shards / "index.json").write_text('{"format": 3, "shards": [{"name": "a.tar"}]}')
     return "index.json: not an index of this version"
 
 

@@ -248,7 +248,7 @@ def damaged_shards(folder: Path, every: int) -> Path:
     shards = Path(shutil.copytree(processes.ROOT / "shards/demo/train", folder))
     for tar in shards.glob("*.tar"):
         data = bytearray(tar.read_bytes())
-        for sample in json.loads(tar.with_suffix(".index.json").read_text())[::every]:
+        for sample in json.loads(tar.with_suffix(".index.json").read_text())["samples"][::every]:
             offset, size = sample["captures"][0]["offset"], sample["captures"][0]["size"]
             data[offset + 200 : offset + size] = bytes(size - 200)
         tar.write_bytes(data)

@@ -25,7 +25,8 @@ from n2n_dist.measure.noise_estimation import Blocks
 from n2n_dist.shards.cache import File
 from n2n_dist.shards.index import INDEX, VALIDATION, Index
 from n2n_dist.shards.indexing import differing
-from n2n_dist.shards.reading import Sample, read_pixels
+from n2n_dist.shards.reading import read_pixels
+from n2n_dist.shards.records import Sample
 
 SAMPLES = 256
 """Tiles that are measured: of 256 x 256 pixels, 65,000 blocks, so that a noise level is good to one per cent."""

@@ -25,7 +25,7 @@ from n2n_dist.files import fsync, write_json
 from n2n_dist.rng import permutation
 from n2n_dist.shards.index import INDEX, Shard, check_tar
 from n2n_dist.shards.indexing import list_members, write_list
-from n2n_dist.shards.reading import Sample
+from n2n_dist.shards.records import Sample
 from n2n_dist.shards.tar import TarWriter
 
 FILES_KEPT = 3

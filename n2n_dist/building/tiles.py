@@ -14,7 +14,7 @@ from n2n_dist.errors import UserError
 from n2n_dist.images.codecs import encode
 from n2n_dist.images.image import Image, read_frames
 from n2n_dist.scenes import Scene
-from n2n_dist.shards.reading import Member, Sample
+from n2n_dist.shards.records import Member, Sample
 
 
 @dataclass

@@ -17,7 +17,8 @@ from n2n_dist.errors import UserError
 from n2n_dist.images.image import Image
 from n2n_dist.shards.cache import GIB, Cache, SourceUnavailableError, location
 from n2n_dist.shards.index import Index
-from n2n_dist.shards.reading import Member, read_window
+from n2n_dist.shards.reading import read_window
+from n2n_dist.shards.records import Member
 
 ATTEMPTS = 100
 """Most samples that are tried instead of a damaged one."""

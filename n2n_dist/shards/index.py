@@ -6,7 +6,7 @@ tar written by others is one capture. Beside `NAME.tar` is `NAME.index.json`, th
 member, read only when a sample of that shard is; `index.json` lists the shards. A folder of shards may lie on this
 machine or behind a URL.
 
-How members are read is in `n2n_dist.shards.reading`.
+`n2n_dist.shards.records` holds the lists of members, `n2n_dist.shards.reading` reads the images.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from n2n_dist.commands import command
 from n2n_dist.errors import UserError
 from n2n_dist.shards.cache import GIB, Cache, File, RemoteFile
-from n2n_dist.shards.reading import MEMBERS, Sample, records, reindex
+from n2n_dist.shards.records import FORMAT, MEMBERS, Sample, open_records, reindex
+from n2n_dist.version import __version__
 
 INDEX = "index.json"
 VALIDATION = "validation"
 """Folder beside the tars of training that holds those of validation."""
-FORMAT = 2
 
 
 @dataclass
@@ -158,8 +159,8 @@ class Index:
 
         """
         shard = int(self._starts.searchsorted(number, side="right")) - 1
-        found = records(self.paths[shard], self.members[shard], self.shards[shard].index_sha256)
-        return self.paths[shard], found.sample(number - int(self._starts[shard]))
+        records = open_records(self.paths[shard], self.members[shard], self.shards[shard].index_sha256)
+        return self.paths[shard], records.sample(number - int(self._starts[shard]))
 
 
 def read_index(folder: Path | str, cache: Cache | None = None) -> list[Shard]:
@@ -183,16 +184,30 @@ def read_index(folder: Path | str, cache: Cache | None = None) -> list[Shard]:
         text = (cache or Cache()).read(path)
     try:
         content = json.loads(text)
-        if content["format"] != FORMAT:
-            raise UserError(f"{path}: format {content['format']}, this version reads {FORMAT}; {reindex(folder)}")
-        shards = [Shard(**shard) for shard in content["shards"]]
-        if not all(_is_sound(shard) for shard in shards):
-            raise ValueError("a shard with a name, number or digest that cannot be")
+        number = content["format"]
+        if number not in FORMATS:
+            writer = f"n2n_dist {content['version']}" if "version" in content else "an older n2n_dist"
+            raise UserError(
+                f"{path}: format {number} of {writer}; n2n_dist {__version__} reads format "
+                f"{', '.join(map(str, FORMATS))}; {reindex(folder)}"
+            )
+        shards = FORMATS[number](content)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not an index of this version ({error!r}); {reindex(folder)}") from None
     if not shards:
         raise UserError(f"{path}: lists no shard; build the shards again")
     return shards
+
+
+def _read_format_3(content: dict[str, Any]) -> list[Shard]:
+    shards = [Shard(**shard) for shard in content["shards"]]
+    if not all(_is_sound(shard) for shard in shards):
+        raise ValueError("a shard with a name, number or digest that cannot be")
+    return shards
+
+
+FORMATS = {FORMAT: _read_format_3}
+"""The reader of each format of `index.json`."""
 
 
 def _is_sound(shard: Shard) -> bool:

@@ -14,8 +14,9 @@ from n2n_dist import files
 from n2n_dist.errors import UserError
 from n2n_dist.images.codecs import NPY_HEADER, decode, npy_stand_in
 from n2n_dist.images.image import Image
-from n2n_dist.shards.index import FORMAT, INDEX, Shard, check_tar, read_index
-from n2n_dist.shards.reading import MEMBERS, Member, Sample, reindex
+from n2n_dist.shards.index import INDEX, Shard, check_tar, read_index
+from n2n_dist.shards.records import FORMAT, MEMBERS, Member, Sample, reindex, write_records
+from n2n_dist.version import __version__
 
 IMAGE_EXTENSIONS = ("npy", "png", "webp", "tif", "tiff", "jpg", "jpeg")
 
@@ -70,7 +71,7 @@ def list_members(tar: Path, samples: Sequence[Sample], sha256: str) -> Shard:
 
     """
     members = tar.with_suffix(MEMBERS)
-    files.write_json(members, samples)
+    write_records(members, samples)
     return Shard(
         name=tar.name,
         samples=len(samples),
@@ -87,7 +88,7 @@ def list_members(tar: Path, samples: Sequence[Sample], sha256: str) -> Shard:
 
 def write_list(folder: Path, shards: Sequence[Shard]) -> None:
     """Write the `index.json` of a folder."""
-    files.write_json(folder / INDEX, {"format": FORMAT, "shards": shards})
+    files.write_json(folder / INDEX, {"format": FORMAT, "version": __version__, "shards": shards})
 
 
 def verify(folder: Path) -> None:

@@ -10,8 +10,9 @@ licence: the tiles stay under the licence of their photograph, see NOTICE.
 
 It needs ``apt-get`` and ``dpkg-deb`` (any Debian that has the packages; run ``apt-get update`` first),
 ``pip``, and the n2n_dist package. The shards in this folder were made with the wheels of Pillow 13.0.0
-(libjpeg-turbo 3.2.0) and imagecodecs 2026.3.6 (libwebp) on x86-64: these give the same bytes again, which
-``diff -r OUT/train shards/demo/train`` shows. Others may compress the tiles to other bytes.
+(libjpeg-turbo 3.2.0) and imagecodecs 2026.3.6 (libwebp) on x86-64: these give the same tars again, which
+``diff -r -x '*.json' OUT/train shards/demo/train`` shows; the indexes name the version of n2n_dist. Others may
+compress the tiles to other bytes.
 """
 
 from __future__ import annotations

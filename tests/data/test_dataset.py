@@ -30,7 +30,7 @@ from n2n_dist.errors import UserError
 from n2n_dist.images.codecs import encode
 from n2n_dist.images.image import write_image
 from n2n_dist.scenes import Grouping
-from n2n_dist.shards import reading
+from n2n_dist.shards import open_files
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.indexing import write_index
 from n2n_dist.shards.reading import read_pixels
@@ -257,7 +257,7 @@ def test_samples_of_a_tar_that_is_another_are_replaced(make_shards: Callable[...
 def test_a_tar_cut_off_under_a_running_loader_loses_its_samples_and_no_others(
     make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
-    monkeypatch.setattr(reading, "TRUSTED", 0.0)
+    monkeypatch.setattr(open_files, "TRUSTED", 0.0)
     index = Index([make_shards(16, encoding=encoding, shard_samples=8)])
     dataset = CropDataset(index, 0, 16, "image")
     before = {position: read(dataset, position, position)[1] for position in range(16)}

@@ -16,7 +16,7 @@ def damaged(folder: Path, name: str) -> Path:
     """Copy shards of the demo and damage samples of every tar in other ways, each of which leaves its size."""
     shards = Path(shutil.copytree(processes.ROOT / "shards/demo" / name, folder / name))
     for tar in shards.glob("*.tar"):
-        samples = json.loads(tar.with_suffix(".index.json").read_text())
+        samples = json.loads(tar.with_suffix(".index.json").read_text())["samples"]
         data = bytearray(tar.read_bytes())
         for number, change in enumerate((bytes(500), b"\xff" * 3, big_png(100_000, 8), big_png(100_000, 16))):
             offset = samples[2 * number + 1]["captures"][0]["offset"] + (300 if number == 1 else 0)

@@ -8,6 +8,7 @@ from support.tars import png, write_tar
 from n2n_dist.errors import UserError
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.indexing import write_index
+from n2n_dist.version import __version__
 
 
 def test_several_folders_are_numbered_through(make_shards: Callable[..., Path]) -> None:
@@ -49,7 +50,7 @@ def test_tar_that_is_not_the_indexed_one_is_refused(make_shards: Callable[..., P
 
 @pytest.mark.parametrize(
     "content",
-    [None, "", "[]", "{}", '{"format": 2, "shards": [{"name": "a"}]}'],
+    [None, "", "[]", "{}", '{"format": 3, "shards": [{"name": "a"}]}'],
 )
 def test_missing_or_damaged_index_is_refused(make_shards: Callable[..., Path], content: str | None) -> None:
     folder = make_shards(2)
@@ -62,10 +63,10 @@ def test_missing_or_damaged_index_is_refused(make_shards: Callable[..., Path], c
 def test_index_of_another_format_or_without_shards_is_refused(make_shards: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_shards(2)
     content = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps(content | {"format": 99}))
-    refuse_index(folder, "format 99")
-    (folder / "index.json").write_text('{"format": 1, "shards": [{"name": "a"}]}')
-    refuse_index(folder, "format 1, this version reads 2", "build.py index")
+    (folder / "index.json").write_text(json.dumps(content | {"format": 99, "version": "9.8.7"}))
+    refuse_index(folder, f"format 99 of n2n_dist 9.8.7; n2n_dist {__version__} reads format 3; ", "build.py index")
+    (folder / "index.json").write_text('{"format": 2, "shards": [{"name": "a"}]}')
+    refuse_index(folder, "format 2 of an older n2n_dist; ", "build.py index")
     (folder / "index.json").write_text(json.dumps(content | {"shards": []}))
     refuse_index(folder, "lists no shard")
     refuse_index(tmp_path / "none", str(tmp_path / "none"), "shards/build.py")
@@ -93,3 +94,11 @@ def test_what_every_sample_must_hold(make_shards: Callable[..., Path], tmp_path:
 def test_a_folder_without_tars_is_told_from_one_without_an_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{tmp_path}: no \*\.tar file in it; .*build\.py"):
         Index([tmp_path])
+
+
+def test_index_and_lists_name_the_version_that_wrote_them(make_shards: Callable[..., Path]) -> None:
+    folder = make_shards(3, shard_samples=2)
+    for name, samples in (("index", 2), ("shard-000000.index", 2), ("shard-000001.index", 1)):
+        content = json.loads((folder / f"{name}.json").read_text())
+        assert (content["format"], content["version"]) == (3, __version__)
+        assert len(content["shards" if name == "index" else "samples"]) == samples
