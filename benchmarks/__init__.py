@@ -1,4 +1,4 @@
 """Speed and memory, measured as ratios in one run: shared machines drift, so two ways take turns.
 
-Runs from the root of the repository, whose launch files and configurations it uses.
+Run by `python launch/bench.py --PART` of a checkout, from any folder; `results/` has what was recorded.
 """

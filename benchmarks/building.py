@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.encodings import tiles_of
+from benchmarks.figures import ROOT, Figure
 from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
 from n2n_dist.building.tiles import SourceFile, Tile, cut
@@ -30,7 +30,7 @@ COPIES = 4
 """Times that every photograph is built: else the start of Python would weigh in."""
 
 
-def building(images: Path | None, rounds: int) -> None:
+def building(images: Path | None, rounds: int) -> Iterator[Figure]:
     """Build shards in one job, against doing no more than is needed, and in a process of two jobs against one of one.
 
     The first is processor time, which others on the machine hardly change; the second is the clock's, on the cores
@@ -60,10 +60,11 @@ def building(images: Path | None, rounds: int) -> None:
             decoding.append(alone / built)
             digesting.append((alone + needed) / built)
             jobs.append(_time_of_jobs(source, folder / "built", 1) / _time_of_jobs(source, folder / "built", 2))
-    print(f"  decode + encode / building: {_spread(decoding)}, wanted 0.9")
-    print(f"  decode + encode + sha256 + write / building: {_spread(digesting)}")
+    yield Figure("decode + encode / building", decoding, note="wanted 0.9")
+    yield Figure("decode + encode + sha256 + write / building", digesting)
     cores = len(os.sched_getaffinity(0))
-    print(f"  building, speed of 2 jobs / 1 job on {cores} cores: {_spread(jobs)}, wanted {1.6 if cores > 1 else 1}")
+    wanted = 1.6 if cores > 1 else 1
+    yield Figure(f"building, speed of 2 jobs / 1 job on {cores} cores", jobs, note=f"wanted {wanted}")
 
 
 def _digest_and_write(tiles: list[Tile] | str, path: Path) -> None:
@@ -78,15 +79,11 @@ def _digest_and_write(tiles: list[Tile] | str, path: Path) -> None:
 
 def _time_of_jobs(source: Path, destination: Path, jobs: int) -> float:
     start = time.perf_counter()
-    command = [sys.executable, "shards/build.py", str(source), str(destination), "--jobs", str(jobs)]
+    command = [sys.executable, str(ROOT / "shards/build.py"), str(source), str(destination), "--jobs", str(jobs)]
     subprocess.run(command, check=True, capture_output=True)
     seconds = time.perf_counter() - start
     shutil.rmtree(destination)
     return seconds
-
-
-def _spread(ratios: Sequence[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def write_photographs(images: Path | None, folder: Path) -> int:
@@ -97,7 +94,7 @@ def write_photographs(images: Path | None, folder: Path) -> int:
 
     """
     if images is None:
-        tiles = tiles_of(Index([Path("shards/demo/train")]))
+        tiles = tiles_of(Index([ROOT / "shards/demo/train"]))
         for seed in range(4):
             order = np.random.default_rng(seed).permutation(64)
             rows = [np.concatenate([tiles[n] for n in order[start : start + 8]], 1) for start in range(0, 64, 8)]

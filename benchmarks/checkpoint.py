@@ -1,11 +1,12 @@
 """Cost of checkpoints: how long a save holds the training, and how much slower it is while a thread writes.
 
-Every way to run is a launch of its own, which trains on one fixed batch and prints what it measured.
+Every way to run is a launch of its own, which trains on one fixed batch and writes figures.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -13,57 +14,68 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
+from benchmarks.figures import ROOT, Figure
 from n2n_dist.checkpoint import format
 from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.checkpoint.manager import Checkpoints, CheckpointSettings
+from n2n_dist.config import load
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.batch import plan_batch
 from n2n_dist.errors import UserError, run_command
-from n2n_dist.models.resunet import ResUNet, ResUNetSettings
+from n2n_dist.models import MODELS
+from n2n_dist.models.network import NetworkSettings
 from n2n_dist.training.optim import OptimSettings, make_optimizer, update_ema
 
 LAUNCHES = (("cpu", 1), ("cpu", 2), ("zero1", 2), ("zero2", 2))
 """Launch file and number of processes."""
-NETWORKS = {
-    "demo": ResUNetSettings(width=32, depths=[1, 1, 1]),
-    "large": ResUNetSettings(width=152),
+NETWORKS: dict[str, tuple[str, ...]] = {
+    "network of the configuration": (),
+    "network of 99 M parameters": ("model.width=152", "model.depths=[2,2,2,2]"),
 }
-"""The network of configs/demo.yaml, and one of 99 M parameters."""
+"""Settings over those of the configuration."""
+FIGURES = "figures.json"
 CROP = 64
 STEPS = 5
 """Steps of one measurement without a save."""
 
 
-def checkpoint(rounds: int) -> None:
+def checkpoint(source: str, settings: Sequence[str], rounds: int) -> Iterator[Figure]:
     """Measure saves and loads of two networks on the CPU: alone, with DDP, ZeRO-1 and ZeRO-2, one thread a process."""
-    for network in NETWORKS:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    for network, its_settings in NETWORKS.items():
+        given = [*settings, *its_settings]
         for file, processes in LAUNCHES:
             with tempfile.TemporaryDirectory() as folder:
-                command = ["accelerate", "launch", "--config_file", f"launch/backends/{file}.yaml"]
-                command += ["--num_processes", str(processes), "--main_process_port", "0"]
-                command += ["-m", "benchmarks.checkpoint", network, folder, "--rounds", str(rounds)]
-                done = subprocess.run(
-                    command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-                )
+                command = ["accelerate", "launch", "--config_file", str(ROOT / f"launch/backends/{file}.yaml")]
+                command += [
+                    "--num_processes",
+                    str(processes),
+                    "--main_process_port",
+                    "0",
+                    "-m",
+                    "benchmarks.checkpoint",
+                ]
+                command += [folder, "--rounds", str(rounds), "--config", source, *given]
+                done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
                 if done.returncode:
                     raise UserError(f"accelerate launch of {file}.yaml failed:\n{done.stderr}")
-            print(done.stdout[done.stdout.index("checkpoint: ") :], end="", flush=True)
+                for figure in json.loads((Path(folder) / FIGURES).read_text()):
+                    yield Figure(f"{network}, {file} x {processes}, {figure.pop('name')}", **figure)
         with tempfile.TemporaryDirectory() as folder:
-            start(network, Path(folder), rounds)
+            for figure in start(source, given, Path(folder), rounds):
+                yield replace(figure, name=f"{network}, {figure.name}")
 
 
-def start(name: str, folder: Path, rounds: int) -> None:
+def start(source: str, settings: Sequence[str], folder: Path, rounds: int) -> list[Figure]:
     """Time whole runs of one step, from the command to its end, new ones and continued ones in turns."""
-    settings = NETWORKS[name]
-    command = [sys.executable, "launch/train.py", "--config", "configs/demo.yaml", "data.validation=null"]
+    command = [sys.executable, str(ROOT / "launch/train.py"), "--config", source, "data.validation=null", *settings]
     command += ["data.batch=1", f"data.crop={CROP}", "data.workers=0", "loss.perceptual=0", "train.threads=1"]
-    command += [f"model.width={settings.width}", f"model.depths={settings.depths}"]
     # by train.steps: the first step of a new run, and the second one, for which it is continued
     times: dict[int, list[float]] = {1: [], 2: []}
     for number in range(rounds):
@@ -76,21 +88,21 @@ def start(name: str, folder: Path, rounds: int) -> None:
                 raise UserError(f"launch/train.py failed:\n{done.stderr}")
         shutil.rmtree(folder / str(number))
     more = [continued - new for new, continued in zip(times[1], times[2], strict=True)]
-    print(f"checkpoint: {name} network, runs of one step from start to end")
-    print(f"  {'a new one takes':28} {_spread(times[1])}")
-    print(f"  {'a continued one takes':28} {_spread(times[2])}")
-    print(f"  {'that is, more':28} {_spread(more)}, wanted at most 2")
+    return [
+        Figure("a new run of one step", times[1], "s"),
+        Figure("a continued run of one step", times[2], "s"),
+        Figure("that is, more", more, "s", "wanted at most 2"),
+    ]
 
 
-def measure(name: str, run_dir: Path, rounds: int) -> None:
-    """Train, save and load in this launch, and print the figures on rank 0."""
-    settings = NETWORKS[name]
+def measure(settings: NetworkSettings, run_dir: Path, rounds: int) -> None:
+    """Train, save and load in this launch, and write the figures on rank 0."""
     backend = Backend(plan_batch(int(os.environ.get("WORLD_SIZE", 1)), None), 1.0, None, threads=1)
     torch.manual_seed(0)
-    network, ema = (ResUNet(settings, CROP) for _ in range(2))
+    network, ema = (MODELS[settings.name](settings, CROP) for _ in range(2))
     ema.requires_grad_(False)
     optimizer = make_optimizer(network, OptimSettings())
-    images = torch.rand(1, 3, CROP, CROP)
+    images = torch.rand(1, settings.channels, CROP, CROP)
     model, stepper = backend.wrap(network, optimizer, images)
     checkpoints = Checkpoints(run_dir, CheckpointSettings(), backend)
     identity = {f"model.{key}": value for key, value in asdict(settings).items()}
@@ -137,29 +149,28 @@ def measure(name: str, run_dir: Path, rounds: int) -> None:
     size = file.stat().st_size
     sizes = backend.all_gather_or_raise(None, (size, checkpoints.staged_bytes))
     if backend.is_main:
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        middle = {key: statistics.median(values) for key, values in times.items()}
-        share = 16 * parameters / backend.world_size
-        held, beside = middle["held"] / middle["step"], middle["beside"] / middle["step"]
-        extra = middle["verify"] + middle["load"]
-        way = f"{backend.name} x {backend.world_size}"
-        print(f"checkpoint: {name} network, {parameters / 1e6:.1f} M parameters, {way}")
-        for key, what, result in (
-            ("step", "a step takes", ""),
-            ("held", "a save holds the loop for", f": {held:.2f} steps, wanted 1"),
-            ("beside", "a step beside its writing", f": {beside:.2f} x a step"),
-            ("blocking", "a save that is waited for", ""),
-            ("verify", "a continuation verifies in", ""),
-            ("load", "and loads in", f": together {extra:.2f} s, where a new run draws its weights"),
-            ("digest", "a digest of one rank's file", f": {size / middle['digest'] / 1e9:.2f} GB/s, wanted 1"),
-        ):
-            print(f"  {what:28} {_spread(times[key])}{result}")
-        for rank, (written_bytes, staged_bytes) in enumerate(sizes):
-            print(
-                f"  rank {rank} writes {written_bytes / 1e6:.1f} MB, {written_bytes / share:.3f} of an even share, "
-                f"and stages {staged_bytes / 1e6:.1f} MB"
-            )
+        even_share = 16 * sum(parameter.numel() for parameter in network.parameters()) / backend.world_size
+        figures = [asdict(figure) for figure in _figures(times, sizes, even_share)]
+        (run_dir / FIGURES).write_text(json.dumps(figures))
     backend.close()
+
+
+def _figures(times: dict[str, list[float]], sizes: Sequence[tuple[int, int]], even_share: float) -> list[Figure]:
+    step, gigabytes = statistics.median(times["step"]), sizes[0][0] / 1e9
+    figures = [
+        Figure("a step", times["step"], "s"),
+        Figure("a save holds the loop for", [seconds / step for seconds in times["held"]], "steps", "wanted 1"),
+        Figure("a step beside its writing", [seconds / step for seconds in times["beside"]], "steps"),
+        Figure("a save that is waited for", times["blocking"], "s"),
+        Figure("a continuation verifies in", times["verify"], "s"),
+        Figure("a continuation loads in", times["load"], "s"),
+        Figure("digest of a file of one rank", [gigabytes / s for s in times["digest"]], "GB/s", "wanted 1"),
+    ]
+    for rank, (written_bytes, staged_bytes) in enumerate(sizes):
+        note = f"{written_bytes / even_share:.3f} of an even share"
+        figures.append(Figure(f"written by rank {rank}", [written_bytes / 1e6], "MB", note))
+        figures.append(Figure(f"staged by rank {rank}", [staged_bytes / 1e6], "MB"))
+    return figures
 
 
 def _seconds(action: Callable[[], object]) -> float:
@@ -168,18 +179,15 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):7.3f} s (median of {len(values)}, {min(values):.3f} to {max(values):.3f})"
-
-
 def main() -> None:
     """Parse the command line of one launch and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    measure(arguments.network, arguments.run_dir, arguments.rounds)
+    parser.add_argument("--config", default="demo")
+    parser.add_argument("settings", nargs="*")
+    arguments = parser.parse_intermixed_args()
+    measure(load(arguments.config, arguments.settings).model, arguments.run_dir, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,11 @@ import webdataset
 
 from benchmarks.building import building, write_photographs
 from benchmarks.encodings import encodings
+from benchmarks.figures import Figure
 from benchmarks.scale import memory, scale
 from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
+from n2n_dist.config import load
 from n2n_dist.data.dataset import CropDataset, RankOrder
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
@@ -33,7 +35,6 @@ from n2n_dist.images.codecs import decode
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_window
 
-CROP, BATCH = 128, 32
 ENCODINGS = ("npy", "png", "webp")
 SECONDS = 1.0
 """Time of one measurement."""
@@ -42,34 +43,36 @@ Way = Callable[[], int]
 """Does some work and returns how many crops it gave."""
 
 
-def data(rounds: int, images: Path | None) -> None:
+def data(source: str, settings: Sequence[str], images: Path | None, rounds: int) -> Iterator[Figure]:
     """Run all comparisons, but for building on one core, with one worker; default images are mosaics of demo tiles."""
+    config = load(source, settings)
+    crop, batch = config.data.crop, config.data.batch
     with tempfile.TemporaryDirectory() as name, _one_core():
         folder = Path(name)
-        count = write_photographs(images, folder / "photographs")
-        print(f"data: {count} photographs ({images or 'mosaics of shards/demo'}), crops of {CROP}, batches of {BATCH}")
+        write_photographs(images, folder / "photographs")
         for encoding in ENCODINGS:
             build(folder / "photographs", folder / encoding, Options(encoding=encoding))
-        _throughput(folder, rounds)
-        _stages(folder / "npy")
-        _stages(folder / "webp")
-        encodings(Index([folder / "npy"]))
-        memory(folder)
-    building(images, rounds)
-    scale()
+        yield from _throughput(folder, crop, batch, rounds)
+        yield from _stages(folder / "npy", crop, batch)
+        yield from _stages(folder / "webp", crop, batch)
+        yield from encodings(Index([folder / "npy"]))
+        yield from memory(folder)
+    yield from building(images, rounds)
+    yield from scale()
 
 
-def _throughput(folder: Path, rounds: int) -> None:
-    ways: dict[str, Way] = {f"loader, {encoding}": _loader(folder / encoding) for encoding in ENCODINGS}
-    ways |= {f"webdataset, {encoding}": _webdataset(folder / encoding, encoding) for encoding in ("npy", "png")}
-    ways["folder of PNG files"] = _photographs(folder / "photographs")
-    ways |= {f"bare read + decode, {encoding}": _bare(folder / encoding) for encoding in ("png", "webp")}
+def _throughput(folder: Path, crop: int, batch: int, rounds: int) -> Iterator[Figure]:
+    ways = {f"loader, {encoding}": _loader(folder / encoding, crop, batch) for encoding in ENCODINGS}
+    for encoding in ("npy", "png"):
+        ways[f"webdataset, {encoding}"] = _webdataset(folder / encoding, encoding, crop, batch)
+    ways["folder of PNG files"] = _photographs(folder / "photographs", crop)
+    ways |= {f"bare read + decode, {encoding}": _bare(folder / encoding, batch) for encoding in ("png", "webp")}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             rates[name].append(_rate(way))
     for name, values in rates.items():
-        print(f"  {name:26} {statistics.median(values):8.0f} crops a second ({min(values):.0f} to {max(values):.0f})")
+        yield Figure(name, values, "crops/s", f"crops of {crop}, batches of {batch}")
     for ours, other, wanted in (
         ("loader, npy", "webdataset, png", 20),
         ("loader, npy", "webdataset, npy", 2),
@@ -78,52 +81,52 @@ def _throughput(folder: Path, rounds: int) -> None:
         ("loader, webp", "bare read + decode, webp", 0.9),
     ):
         ratios = [a / b for a, b in zip(rates[ours], rates[other], strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"  {ours} / {other}: {statistics.median(ratios):.2f} ({spread}), wanted {wanted}")
+        yield Figure(f"{ours} / {other}", ratios, note=f"wanted {wanted}")
 
 
-def _loader(folder: Path) -> Way:
+def _loader(folder: Path, crop: int, batch: int) -> Way:
     index = Index([folder])
-    batches = RankOrder(Order(index.sizes, 0, BATCH), 0, 0, 1, BATCH)
-    return _counted(make_loader(CropDataset(index, 0, CROP, "image"), batches, workers=1, device=CPU))
+    batches = RankOrder(Order(index.sizes, 0, batch), 0, 0, 1, batch)
+    return _counted(make_loader(CropDataset(index, 0, crop, "image"), batches, workers=1, device=CPU))
 
 
-def _webdataset(folder: Path, encoding: str) -> Way:
+def _webdataset(folder: Path, encoding: str, crop: int, batch: int) -> Way:
     """Decode, shuffle in a buffer, crop; without the JSON members, which it has no use for."""
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
     pipeline = webdataset.WebDataset(urls, shardshuffle=len(urls), select_files=lambda name: not name.endswith("json"))
     pipeline = pipeline.repeat().shuffle(1000).decode("rgb8").to_tuple(f"0.{encoding}")
-    pipeline = pipeline.map(lambda sample: _random_crop(sample[0])).batched(BATCH, collation_fn=np.stack)
+    pipeline = pipeline.map(lambda sample: _random_crop(sample[0], crop)).batched(batch, collation_fn=np.stack)
     return _counted(iter(torch.utils.data.DataLoader(pipeline, batch_size=None, num_workers=1, prefetch_factor=4)))
 
 
-def _photographs(folder: Path) -> Way:
-    """Read a whole photograph for every crop, one a batch: 32 would take seconds."""
-    loader = torch.utils.data.DataLoader(_Photographs(folder), batch_size=1, num_workers=1, prefetch_factor=4)
+def _photographs(folder: Path, crop: int) -> Way:
+    """Read a whole photograph for every crop, one a batch: more would take seconds."""
+    loader = torch.utils.data.DataLoader(_Photographs(folder, crop), batch_size=1, num_workers=1, prefetch_factor=4)
     return _counted(itertools.chain.from_iterable(itertools.repeat(loader)))
 
 
 class _Photographs(torch.utils.data.Dataset):
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, crop: int) -> None:
+        self.crop = crop
         self.files = sorted(folder.iterdir()) * 1000
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        return _random_crop(np.asarray(PIL.Image.open(self.files[number])))
+        return _random_crop(np.asarray(PIL.Image.open(self.files[number])), self.crop)
 
 
-def _random_crop(pixels: np.ndarray) -> np.ndarray:
-    """Return a crop in one of eight symmetries, uint8 [3, CROP, CROP], as the loader does."""
+def _random_crop(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Return a crop in one of eight symmetries, uint8 [3, side, side], as the loader does."""
     generator = np.random.default_rng()
-    top, left = (int(generator.integers(length - CROP + 1)) for length in pixels.shape[:2])
-    crop = np.rot90(pixels[top : top + CROP, left : left + CROP], int(generator.integers(4)))
+    top, left = (int(generator.integers(length - side + 1)) for length in pixels.shape[:2])
+    crop = np.rot90(pixels[top : top + side, left : left + side], int(generator.integers(4)))
     crop = crop[:, ::-1] if generator.integers(2) else crop
     return np.ascontiguousarray(crop.transpose(2, 0, 1))
 
 
-def _bare(folder: Path) -> Way:
+def _bare(folder: Path, batch: int) -> Way:
     """Read and decode whole tiles in a row, in this process, and do nothing with them."""
     index = Index([folder])
     found = [index.sample(number) for number in range(len(index))]
@@ -135,7 +138,7 @@ def _bare(folder: Path) -> Way:
             yield decode(os.pread(file, member.size, member.offset), f".{member.extension}")
 
     endless = tiles()
-    return lambda: len(list(itertools.islice(endless, BATCH)))
+    return lambda: len(list(itertools.islice(endless, batch)))
 
 
 def _counted(batches: Iterator) -> Way:
@@ -176,11 +179,11 @@ def _ticks_of_workers() -> int:
     return ticks
 
 
-def _stages(folder: Path) -> None:
+def _stages(folder: Path, crop: int, batch_size: int) -> Iterator[Figure]:
     """Share of each stage in the time of a crop, and what the training device adds."""
     index = Index([folder])
-    order = RankOrder(Order(index.sizes, 0, BATCH), 0, 0, 1, BATCH)
-    dataset = CropDataset(index, 0, CROP, "image")
+    order = RankOrder(Order(index.sizes, 0, batch_size), 0, 0, 1, batch_size)
+    dataset = CropDataset(index, 0, crop, "image")
     cuts = list(itertools.islice(order, 100))
     numbers = [number for cut in cuts for _, number in cut]
     found = [index.sample(number) for number in numbers]
@@ -198,15 +201,17 @@ def _stages(folder: Path) -> None:
     batches = iter(order)
     parts = {"order": per_crop(lambda: [next(batches) for _ in cuts])}
     parts["index"] = per_crop(lambda: [index.sample(number) for number in numbers])
-    window = (3, 5, CROP, CROP)
+    window = (3, 5, crop, crop)
     parts["read and decode"] = per_crop(lambda: [read_window(tar, s, s.captures[0], window) for tar, s in found])
     here = per_crop(lambda: [dataset[cut] for cut in cuts])
     parts["draws and symmetry"] = here - parts["index"] - parts["read and decode"]
     parts["worker to training"] = per_crop(lambda: [next(loader) for _ in cuts]) - here - parts["order"]
     total = sum(parts.values())
-    shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items())
-    print(f"  stages, {folder.name}: {total:.0f} us a crop: {shares}")
-    print(f"    then normalised by the training: {per_crop(lambda: [batch.normalised() for _ in cuts]):.0f} us")
+    yield Figure(f"{folder.name}, a crop", [total], "us")
+    for name, value in parts.items():
+        yield Figure(f"{folder.name}, share of {name}", [100 * value / total], "%")
+    normalising = per_crop(lambda: [batch.normalised() for _ in cuts])
+    yield Figure(f"{folder.name}, a crop normalised by the training", [normalising], "us")
 
 
 @contextlib.contextmanager

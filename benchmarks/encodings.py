@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import imagecodecs
 import numpy as np
 import tifffile
 
+from benchmarks.figures import Figure
 from n2n_dist.errors import UserError
 from n2n_dist.images.codecs import decode, encode
 from n2n_dist.shards.index import Index
@@ -23,7 +24,7 @@ def tiles_of(index: Index) -> list[np.ndarray]:
     return [read_window(tar, sample, sample.captures[0], (0, 0, *sample.shape[:2])) for tar, sample in found]
 
 
-def encodings(index: Index) -> None:
+def encodings(index: Index) -> Iterator[Figure]:
     """Size and time of lossless encodings of 32 tiles: 8-bit RGB, and 16-bit grey made of the means of 2x2 pixels."""
     tiles = [tile for tile in tiles_of(index) if tile.shape == (256, 256, 3)][:128:4]
     grey = [np.rint(257 * _reduced(tile @ [0.299, 0.587, 0.114])).astype(np.uint16)[..., None] for tile in tiles]
@@ -59,7 +60,8 @@ def encodings(index: Index) -> None:
             times = [_seconds(decoder, encoded) for encoded in coded for _ in range(3)]
             share = sum(map(len, coded)) / sum(pixels.nbytes for pixels in images)
             speed = images[0].nbytes / statistics.median(times) / 1e6
-            print(f"  {kind:11} {name:24} {100 * share:4.0f} % of the bytes, decoded at {speed:6.0f} MB/s")
+            yield Figure(f"{kind}, {name}, size", [100 * share], "%", "of the bytes")
+            yield Figure(f"{kind}, {name}, decoding", [speed], "MB/s")
 
 
 def _reduced(values: np.ndarray) -> np.ndarray:

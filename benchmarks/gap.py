@@ -12,12 +12,13 @@ import statistics
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from benchmarks.figures import ROOT, Figure
 from n2n_dist import rng
 from n2n_dist.config import Config, load
 from n2n_dist.devices import set_threads, use_gpu
@@ -97,7 +98,7 @@ def combinations(chosen: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return {known.get(frozenset(chosen), ", ".join(chosen)): tuple(chosen)}
 
 
-def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None:
+def gap(config: str | Path, settings: Sequence[str], seeds: int, output: Path) -> Iterator[Figure]:
     """Train every combination with noisy and with clean targets, and write `gap.md` and `gap.png`.
 
     Runs that are finished stay, and an unfinished one is continued, so the same command goes on after an interruption.
@@ -131,7 +132,9 @@ def gap(config: Path, settings: Sequence[str], seeds: int, output: Path) -> None
                 own = [f"pairs.supervised={supervised}", f"run.seed={seed}", f"run.dir={folder}"]
                 measured.append(_measured(config, [*given, *own], folder))
         rows.append(row)
-        print(_line(row), flush=True)
+        yield Figure(f"{name}, noisy targets", [run.psnr for run in row.noisy], "dB")
+        yield Figure(f"{name}, clean targets", [run.psnr for run in row.clean], "dB")
+        yield Figure(f"{name}, gap", row.gaps, "dB", "one value a seed")
     (output / TABLE).write_text(table(rows))
     draw(rows, output / PICTURE)
     print(f"written: {TABLE} and {PICTURE} in {output}")
@@ -200,14 +203,14 @@ def _check(config: Config, several: bool) -> None:
         raise UserError(f"validate.level {config.validate.level}: not of all noises; leave it out, or choose one noise")
 
 
-def _measured(config: Path, settings: Sequence[str], folder: Path) -> Measured:
+def _measured(config: str | Path, settings: Sequence[str], folder: Path) -> Measured:
     found, loaded = folder / "gap.json", load(config, settings)
     if found.exists() and (folder / "config.yaml").read_text() == loaded.to_yaml():
         load_model(folder / LAST)  # refuses that of another version
     else:
         found.unlink(missing_ok=True)  # else it would be taken for that of a run that is stopped now
         launch = [sys.executable, "-m", "accelerate.commands.launch"]
-        command = [*launch, "launch/train.py", "--config", str(config), *settings]
+        command = [*launch, str(ROOT / "launch/train.py"), "--config", str(config), *settings]
         variables = {**os.environ, "OMP_NUM_THREADS": str(loaded.train.threads or torch.get_num_threads())}
         if subprocess.run(command, env=variables, check=False).returncode:
             raise UserError(f"{folder}: this run failed; its message is above")

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.figures import Figure
 from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
 from n2n_dist.shards.index import INDEX, Shard
@@ -41,7 +43,7 @@ print(*(int(re.search("VmHWM: *(.*) kB", Path(f"/proc/{p}/status").read_text())[
 """
 
 
-def memory(folder: Path) -> None:
+def memory(folder: Path) -> Iterator[Figure]:
     """Peak memory of training process and worker over 32,000 crops, with 200 shards and with 20 times as many."""
     build(folder / "photographs", folder / "small", Options(shard_samples=1))
     tars = sorted((folder / "small").glob("*.tar"))
@@ -55,8 +57,9 @@ def memory(folder: Path) -> None:
                 os.link(tar.with_suffix(suffix), many / f"{number}{suffix}")
             listed.append(shards[tar.name] | {"name": f"{number}.tar"})
         (many / INDEX).write_text(json.dumps({"format": FORMAT, "shards": listed}))
-        main, worker = _run(READ, str(many)).split()
-        print(f"  memory, {count} shards: training process {main} MiB, worker {worker} MiB at most")
+        main, worker = map(float, _run(READ, str(many)).split())
+        yield Figure(f"memory with {count} shards, training process", [main], "MiB", "at most")
+        yield Figure(f"memory with {count} shards, worker", [worker], "MiB", "at most")
 
 
 FIRST_BATCH = """
@@ -90,15 +93,15 @@ print(len(index), time.process_time() - start, int(peak) // 1024)
 """
 
 
-def scale() -> None:
+def scale() -> Iterator[Figure]:
     """Time and memory of the order and the index of 10^5 shards with 10^8 samples."""
     for batch, rank, world in RANKS:
         start = time.time()
         since, middle, peak = map(float, _run(FIRST_BATCH, str(batch), str(rank), str(world)).split())
-        print(
-            f"  order, 10^8 samples, batch {batch}, rank {rank} of {world}: first batch {since - start:.2f} s after "
-            f"the start of Python, the next ones {middle:.3f} ms each, {peak:.0f} MiB"
-        )
+        name = f"order of 10^8 samples, batch {batch}, rank {rank} of {world}"
+        yield Figure(f"{name}, first batch", [since - start], "s", "from the start of Python")
+        yield Figure(f"{name}, next batches", [middle], "ms", "each")
+        yield Figure(f"{name}, memory", [peak], "MiB")
     with tempfile.TemporaryDirectory() as name:
         shards = []
         for number in range(LISTED):
@@ -110,7 +113,8 @@ def scale() -> None:
             shards.append(asdict(shard))
         (Path(name) / INDEX).write_text(json.dumps({"format": FORMAT, "shards": shards}))
         samples, seconds, peak = map(float, _run(OPEN, name).split())
-    print(f"  index of {LISTED} shards, {samples:.0f} samples: opened in {seconds:.1f} s, {peak:.0f} MiB")
+    yield Figure(f"index of {LISTED} shards, {samples:.0f} samples, opened in", [seconds], "s")
+    yield Figure(f"index of {LISTED} shards, {samples:.0f} samples, memory", [peak], "MiB")
 
 
 def _run(program: str, *arguments: str) -> str:

@@ -98,17 +98,18 @@ def test_the_page_is_a_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_runs_are_trained_once_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_trained_once_and_reported(tmp_path: Path) -> None:
     settings = [*TINY[1:], "data.validation=shards/demo/validation", "validate.images=2", "train.steps=2"]
     settings += ["noise.name=poisson", "noise.lam=30", "loss.pixel=l2"]
+    medians = []
     for _ in range(2):
-        gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
+        noisy, clean, difference = gap("demo", settings, 1, tmp_path)
+        medians.append((noisy.median, clean.median, difference.median))
     runs = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert runs == ["poisson-30--L2-clean-0", "poisson-30--L2-noisy-0"]
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| poisson 30, L2")]
-    assert len(lines) == 2
-    assert lines[0] == lines[1]
-    assert lines[0] in (tmp_path / "gap.md").read_text()
+    assert medians[0] == medians[1]
+    assert medians[0][2] == pytest.approx(medians[0][0] - medians[0][1])
+    assert f"| poisson 30, L2 | {medians[0][0]:.3f} |" in (tmp_path / "gap.md").read_text()
     assert (tmp_path / "gap.png").stat().st_size > 10_000
 
 
@@ -129,7 +130,7 @@ def test_weights_of_a_shorter_run_are_not_measured(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(subprocess, "run", stopped)
     for _ in range(2):
         with pytest.raises(UserError, match=r"noisy-0: this run was stopped; the same command continues it"):
-            gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
+            list(gap(Path("configs/demo.yaml"), settings, 1, tmp_path))
 
 
 def test_it_is_measured_on_the_images_of_training_however_bright(
@@ -145,7 +146,7 @@ def test_it_is_measured_on_the_images_of_training_however_bright(
         folder.mkdir()
         save_model(folder / LAST, returns_its_input, step=1)
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
-    gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
+    list(gap(Path("configs/demo.yaml"), settings, 1, tmp_path))
     found = Measured(**json.loads((tmp_path / "noise.sigma-25-noisy-0/gap.json").read_text()))
     # what is brighter than the image is clipped, half of the noise: 20.17 dB and 3 more
     assert found.psnr == pytest.approx(23.2, abs=0.2)
@@ -162,23 +163,23 @@ def test_a_run_of_another_network_is_not_reported(tmp_path: Path) -> None:
     earlier.version = ResUNet.version - 1
     save_model(folder / LAST, earlier, step=1)
     with pytest.raises(UserError, match=r"last.safetensors: network resunet of version .* use the one"):
-        gap(Path("configs/demo.yaml"), settings, 1, tmp_path)
+        list(gap(Path("configs/demo.yaml"), settings, 1, tmp_path))
 
 
 def test_what_cannot_run_is_said_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", None)
     validation = "data.validation=shards/demo/validation"
     with pytest.raises(UserError, match=r"noise.sigma: unknown setting"):  # of the third combination only
-        gap(Path("configs/blind.yaml"), [validation, "validate.level=null"], 1, tmp_path)
+        list(gap(Path("configs/blind.yaml"), [validation, "validate.level=null"], 1, tmp_path))
     with pytest.raises(UserError, match=r"validate.level 25.0: not of all noises; leave it out, or choose one noise"):
-        gap(Path("configs/gaussian25.yaml"), [validation, "validate.level=25"], 1, tmp_path)
+        list(gap(Path("configs/gaussian25.yaml"), [validation, "validate.level=25"], 1, tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_without_validation_there_is_nothing_to_measure(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.validation null: the gap is measured there"):
-        gap(Path("configs/demo.yaml"), ["data.validation=null"], 1, tmp_path)
+        list(gap(Path("configs/demo.yaml"), ["data.validation=null"], 1, tmp_path))
     with pytest.raises(UserError, match=r"--seeds 0: must be 1 or more"):
-        gap(Path("configs/demo.yaml"), [], 0, tmp_path)
+        list(gap(Path("configs/demo.yaml"), [], 0, tmp_path))
     with pytest.raises(UserError, match=r"pairs.name captures: the gap needs clean images"):
-        gap(Path("configs/demo.yaml"), ["pairs.name=captures", "loss.pixel=l2"], 1, tmp_path)
+        list(gap(Path("configs/demo.yaml"), ["pairs.name=captures", "loss.pixel=l2"], 1, tmp_path))

@@ -1,4 +1,3 @@
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,27 +6,30 @@ import pytest
 from benchmarks import scale
 
 
-def test_memory_of_the_loader_is_printed(
+def test_memory_of_the_loader(
     write_images: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_images("a.png", size=(160, 160, 3), folder="photographs")
     monkeypatch.setattr(scale, "READ", scale.READ.replace("range(500)", "range(2)"))
     monkeypatch.setattr(scale, "SHARDS", (70,))  # a start of Python each
-    scale.memory(tmp_path)
-    found = re.findall(r"memory, (\d+) shards: training process (\d+) MiB, worker (\d+) MiB", capsys.readouterr().out)
-    assert [int(count) for count, _, _ in found] == [70]
-    assert all(20 < int(peak) < 3000 for _, *peaks in found for peak in peaks)
+    figures = list(scale.memory(tmp_path))
+    assert [figure.name for figure in figures] == [
+        f"memory with 70 shards, {p}" for p in ("training process", "worker")
+    ]
+    assert all(20 < figure.median < 3000 for figure in figures)
 
 
 def test_order_and_index_of_a_large_data_set_are_timed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scale, "RANKS", ((16, 1, 2),))
     monkeypatch.setattr(scale, "LISTED", 20)
-    scale.scale()
-    order, index = capsys.readouterr().out.splitlines()
-    assert re.search(r"order, .*batch 16, rank 1 of 2: first batch [0-9.]+ s .*, the next ones [0-9.]+ ms", order)
-    assert re.search(r"index of 20 shards, 20000 samples: opened in [0-9.]+ s, \d+ MiB", index)
+    figures = {figure.name: figure for figure in scale.scale()}
+    order, index = "order of 10^8 samples, batch 16, rank 1 of 2", "index of 20 shards, 20000 samples"
+    assert list(figures) == [
+        *(f"{order}, {quantity}" for quantity in ("first batch", "next batches", "memory")),
+        *(f"{index}, {quantity}" for quantity in ("opened in", "memory")),
+    ]
+    assert all(figure.median > 0 for figure in figures.values())
