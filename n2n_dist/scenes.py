@@ -23,14 +23,14 @@ class Grouping:
 
     captures: str | None = None
     """None: every frame of every file is a scene of its own; `folder`: every folder is a scene, its files are the
-    captures; `stack`: every file is a scene, its frames are the captures; `pattern`: as `pattern` says."""
+    captures; `stack`: every file is a scene, its frames are the captures; `pattern`: given by `pattern`."""
     pattern: str | None = None
     """Regular expression over a file's path below the source, with the named groups `scene` and `capture`."""
     consecutive: bool = False
     """Whether only neighbouring captures t and t + 1 are pairs, each of them a scene, as in a time series."""
     clean: str | None = None
     """Regular expression that finds the clean reference of a scene among the files; which scene, its named group
-    `scene` says, or the folder that the file lies in."""
+    `scene` names, or the folder of the file."""
 
     def __post_init__(self) -> None:
         if self.captures not in (None, "folder", "stack", "pattern"):
@@ -38,7 +38,7 @@ class Grouping:
         if (self.captures == "pattern") != (self.pattern is not None):
             raise UserError("--captures pattern: give the regular expression after it, and only there")
         if self.captures is None and (self.consecutive or self.clean):
-            raise UserError("--frames and --clean need --captures, which says what a scene is")
+            raise UserError("--frames and --clean need --captures, which defines a scene")
         for option, expression, names in (
             ("--captures pattern", self.pattern, {"scene", "capture"}),
             ("--clean", self.clean, set() if self.captures == "folder" else {"scene"}),
@@ -91,7 +91,7 @@ def find_scenes(source: Path, grouping: Grouping) -> Found:
     """Group the image files below `source`; reads their headers, not their pixels.
 
     Raises:
-        UserError: no image, none that the pattern matches, or files that lie outside a scene.
+        UserError: no image, none that the pattern matches, or files outside a scene.
 
     """
     files = [path.relative_to(source).as_posix() for path in find_images(source)]

@@ -1,1 +1,1 @@
-"""The audit of shards: what was measured, what it means, and a page of it."""
+"""The audit of shards: measurements, findings, table and page."""

@@ -1,8 +1,8 @@
-"""Audit of shards: are they what was indexed, how noisy are they, and what in them breaks Noise2Noise.
+"""Audit of shards: damage, noise, and violations of Noise2Noise's assumptions.
 
 The digest of every tar is compared; pixels are measured on tiles that are evenly spread over the data set. Captures
 0 and 1, 1 and 2, ... of a scene are compared. Values are in units of the range, black 0 and white 1, unless a field
-says otherwise.
+names another unit.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from n2n_dist.audit.table import table
 from n2n_dist.errors import UserError
 from n2n_dist.files import write_json
 from n2n_dist.measure import noise_estimation, registration
+from n2n_dist.measure.clipping import Extremes
 from n2n_dist.measure.noise_estimation import Blocks
 from n2n_dist.shards.cache import File
 from n2n_dist.shards.index import INDEX, VALIDATION, Index
@@ -121,7 +122,7 @@ def _describe(result: Audit, index: Index, changed: Sequence[Path]) -> np.ndarra
 
 def _find_ends(result: Audit, tiles: Sequence[tuple[File, Sample]]) -> dict[int, tuple[float, float]]:
     """Return the values at which each channel is clipped, infinite where it is not."""
-    extremes: dict[int, noise_estimation.Extremes] = {}
+    extremes: dict[int, Extremes] = {}
     for tar, sample in tiles:
         try:
             captures = _read(tar, sample)
@@ -130,7 +131,7 @@ def _find_ends(result: Audit, tiles: Sequence[tuple[File, Sample]]) -> dict[int,
             continue
         for planes in captures:
             for channel, plane in enumerate(planes):
-                extremes.setdefault(channel, noise_estimation.Extremes()).add(plane)
+                extremes.setdefault(channel, Extremes()).add(plane)
     ends = {}
     total = sum(one.total for one in extremes.values())
     for channel, one in extremes.items():

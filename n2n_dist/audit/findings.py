@@ -17,7 +17,7 @@ SHIFT = 0.1
 DIFFERENCE = 1 / 255
 """Brightness, one step of an 8-bit picture. As a constant error it holds the PSNR below 48 dB."""
 SHARED = 0.05
-"""Share of the noise's variance. What is shared stays: with 5 % the noise falls by 13 dB at most."""
+"""Share of the noise's variance. The shared part stays: with 5 % the noise falls by 13 dB at most."""
 TEXTURE = (2 / 255) ** 2
 """Variance. The smoothest areas of photographs keep about 1/255 of texture, which looks like shared noise."""
 NEIGHBOURS = 0.05
@@ -35,7 +35,7 @@ USED_RANGE = 0.25
 
 
 def find(audit: Audit) -> list[Finding]:
-    """Return the findings on a data set, harmful ones first; an empty list if there is nothing to say."""
+    """Return the findings on a data set, harmful ones first; an empty list if there are none."""
     checks: tuple[Callable[[Audit], Iterator[Finding]], ...] = (
         _tars,
         _pixels,
@@ -154,7 +154,7 @@ def _pattern(audit: Audit) -> Iterator[Finding]:
     if not audit.noise:
         return
     remedy = (
-        "what captures share the network keeps: subtract a dark frame or divide by a flat field, move the scene by "
+        "the network keeps what the captures share: subtract a dark frame or divide by a flat field, move the scene by "
         "some pixels between captures and align, or use other exposures"
     )
     if _has_pattern(audit):
@@ -215,7 +215,7 @@ def _noise(audit: Audit) -> Iterator[Finding]:
             NOTE,
             "noisy images",
             f"single images with noise of {noise.sigma:.1f}/255 (fine texture included)",
-            "what noise they hold the network learns to keep; halve them in size, or give two captures a scene",
+            "the network learns to keep their noise; halve them in size, or give two captures a scene",
         )
     if paired and noise.deviation > LINE:
         yield Finding(

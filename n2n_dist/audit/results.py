@@ -1,6 +1,6 @@
 """Measurements of an audit of shards: the content of `audit.json`.
 
-Values are in units of the range, black 0 and white 1, unless a field says otherwise.
+Values are in units of the range, black 0 and white 1, unless a field names another unit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Pair:
     shift: list[float]
     """By how many pixels the second is displaced down and right."""
     shift_error: float | None
-    """Standard error in pixels; None: the scene has too little contrast to tell."""
+    """Standard error in pixels; None: the scene has too little contrast."""
     gain: float
     offset: float
     difference: float

@@ -1,7 +1,7 @@
 """Build shards: scenes are cut into tiles, and the tiles dealt over tars, by any number of parts and jobs.
 
 A group of scenes (see `n2n_dist.building.plan`) is the unit of work. Until all are done, they are in
-DESTINATION.partial, and a build that was ended goes on with the groups that are missing.
+DESTINATION.partial, and an interrupted build resumes with the groups that are missing.
 
 Jobs are threads: the libraries that decode, encode, digest and write let other threads run meanwhile.
 """
@@ -174,7 +174,7 @@ def _write_group(
 
 
 def _finish_group(partial: Path, group: Group, written: Sequence[_ShardWriter], report: Report) -> None:
-    """End the tars of a group, and only when all is on the disk say that they are there."""
+    """End the tars of a group; write its file of `_done` only when all is on the disk."""
     shards = [writer.finish() for writer in written]
     (partial / group.folder).mkdir(exist_ok=True)
     for writer in written:
@@ -262,7 +262,7 @@ def _check_bad(where: Path, bad: int, allowed: int) -> None:
 
 
 def _done(partial: Path, group: Group) -> Path:
-    """Return the file that says that a group is finished, and what it holds."""
+    """Return the file that marks a group as finished and lists its shards."""
     return partial / BUILDING / f"group-{group.number:06d}.json"
 
 

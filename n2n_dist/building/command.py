@@ -1,4 +1,4 @@
-"""Command lines of `build`, `index` and `verify`: arguments and what is printed."""
+"""Command lines of `build`, `index` and `verify`: arguments and output."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def run_build(arguments: argparse.Namespace) -> None:
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `index`."""
     parser.add_argument("folder", type=Path, help="tars to index, or a build whose parts are finished")
-    parser.add_argument("--black", type=float, help="value that means no light, where the samples do not say")
-    parser.add_argument("--white", type=float, help="value that means full light, where the samples do not say")
+    parser.add_argument("--black", type=float, help="value that means no light, for samples without it")
+    parser.add_argument("--white", type=float, help="value that means full light, for samples without it")
 
 
 def run_index(arguments: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from n2n_dist.shards.index import INDEX, VALIDATION
 SHARDS = 16
 """Tars that a group fills at most, but for an image that fills more."""
 BUILDING = "building"
-"""Folder of an unfinished build that holds its plan and what is not finished."""
+"""Folder of an unfinished build that holds its plan and its unfinished groups."""
 PLAN = "plan.json"
 ENCODINGS = ("npy", "png", "webp")
 
@@ -101,7 +101,7 @@ class Plan:
 
 
 def make_plan(source: Path, partial: Path, options: Options) -> Plan:
-    """Plan a build, or take the plan of the unfinished one that this goes on with.
+    """Plan a build, or read the plan of the unfinished one that this resumes.
 
     Raises:
         UserError: nothing to build, or `partial` is something else.
@@ -114,7 +114,7 @@ def make_plan(source: Path, partial: Path, options: Options) -> Plan:
     if path.is_file():
         if json.loads(path.read_text())["key"] != key:
             raise UserError(
-                f"{partial}: an unfinished build of other files or settings; go on with those, or remove it to begin"
+                f"{partial}: an unfinished build of other files or settings; resume with those, or remove it to begin"
             )
         return read_plan(partial)
     if partial.exists() and not path.parent.exists() and any(partial.iterdir()):

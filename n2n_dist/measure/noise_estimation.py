@@ -1,4 +1,4 @@
-"""Estimators of noise, of what captures share, and of clipping; numpy only.
+"""Estimators of the noise of captures and of the part that they share; numpy only.
 
 Values are in units of the range: black 0, white 1. Planes are float [P, H, W]: the channels of one image, each on its
 own. A block is a square of `BLOCK` pixels; statistics of blocks are flat arrays [N]. Noise is measured where the scene
@@ -14,7 +14,7 @@ import numpy as np
 BLOCK = 16
 """Height and width of a block in pixels: small against the scene, 256 pixels against the spread of a variance."""
 COARSE = 4
-"""Means of squares of so many pixels tell whether a block is smooth."""
+"""Width in pixels of the squares whose means are compared: a block is smooth if they are alike."""
 LAGS = 2
 """Largest distance in pixels at which the noise is correlated with itself."""
 WINDOW = 5
@@ -31,10 +31,6 @@ SMOOTHEST_SHARE = 0.05
 """The same where texture looks like noise."""
 SURE = 5.0
 """Standard errors by which a measurement must be above 0 to be believed."""
-EXTREMES = 5
-"""Distinct values that are counted at either end."""
-PILE_UP = 3
-"""An end is clipped if its value occurs so many times as often as the next ones do: a tail only thins out."""
 
 
 @dataclass
@@ -64,9 +60,9 @@ class Blocks:
     clipped: np.ndarray
     """Share of the block's pixels that are clipped, [N]."""
     variance: np.ndarray
-    """Variance of the noise of one capture, without what captures share, [N]."""
+    """Variance of the noise of one capture, without the part that captures share, [N]."""
     shared: np.ndarray
-    """Covariance of the two high-passed captures: noise that they share, and what texture there is, [N]."""
+    """Covariance of the two high-passed captures: noise that they share, and texture, [N]."""
     autocovariance: np.ndarray
     """Of the noise at lags 0..LAGS down and -LAGS..LAGS right, [N, LAGS + 1, 2 * LAGS + 1]."""
 
@@ -167,7 +163,7 @@ def noise_curve(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def shared_variance(blocks: Blocks) -> float:
-    """Return the variance of what both captures share where the scene is smoothest: pattern noise, and any texture.
+    """Return the variance of the part that both captures share where the scene is smoothest: pattern noise and texture.
 
     NaN with too few blocks.
     """
@@ -211,44 +207,6 @@ def fit_noise_line(brightness: np.ndarray, variance: np.ndarray, count: np.ndarr
     relative = (variance - predicted) / np.maximum(predicted, max(0.05 * level, 1e-300))
     deviation = np.sqrt(np.average(relative**2, weights=count))
     return NoiseLine(float(line[0]), float(line[1]), float(deviation))
-
-
-class Extremes:
-    """Counts the lowest and highest distinct values of many arrays, to find where they were clipped."""
-
-    def __init__(self) -> None:
-        """Start with nothing counted."""
-        self.total = 0
-        self._ends: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0, np.int64))] * 2
-
-    def add(self, values: np.ndarray) -> None:
-        """Count finite values of any shape."""
-        self.total += values.size
-        for end, extreme, part in ((0, np.min, slice(EXTREMES)), (1, np.max, slice(-EXTREMES, None))):
-            kept, known = (list(one) for one in self._ends[end])
-            left = values.ravel()
-            for _ in range(EXTREMES):  # a sort of all values would take far longer
-                if left.size:
-                    kept.append(extreme(left))
-                    others = left[left != kept[-1]]
-                    known.append(left.size - others.size)
-                    left = others
-            union, positions = np.unique(kept, return_inverse=True)
-            self._ends[end] = union[part], np.bincount(positions, known).astype(np.int64)[part]
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The lowest and the highest value."""
-        return float(self._ends[0][0][0]), float(self._ends[1][0][-1])
-
-    def clipped(self) -> tuple[float, float]:
-        """Return the share of values that pile up at the lowest and at the highest one; 0 where they do not."""
-        low, high = self._ends[0][1], self._ends[1][1][::-1]
-        return self._share(low), self._share(high)
-
-    def _share(self, counts: np.ndarray) -> float:
-        piled = len(counts) > 1 and counts[0] > PILE_UP * counts[1:].mean()
-        return float(counts[0] / self.total) if piled else 0.0
 
 
 class FixedPattern:
@@ -295,7 +253,7 @@ def high_pass(planes: np.ndarray) -> np.ndarray:
 
 
 def split(planes: np.ndarray) -> np.ndarray:
-    """Cut planes [P, H, W] into blocks [N, BLOCK, BLOCK]; what does not fill a block at the end is left out."""
+    """Cut planes [P, H, W] into blocks [N, BLOCK, BLOCK]; rows and columns that do not fill a block are left out."""
     count, height, width = planes.shape
     rows, columns = height // BLOCK, width // BLOCK
     cut = planes[:, : rows * BLOCK, : columns * BLOCK].reshape(count, rows, BLOCK, columns, BLOCK)

@@ -1,4 +1,4 @@
-"""How one capture of a scene lies over another: displacement, gain and offset; numpy only.
+"""Registration of two captures of a scene: displacement, gain and offset; numpy only.
 
 Planes are float [P, H, W]: the channels of one image, each on its own.
 """
@@ -40,7 +40,7 @@ def find_shift(spectrum: np.ndarray, width: int) -> tuple[np.ndarray, float]:
 
     Returns:
         Displacement down and right in pixels, [2], and its standard error in pixels, infinite where the scene has too
-        little contrast to tell.
+        little contrast.
 
     """
     height = spectrum.shape[0]

@@ -56,7 +56,7 @@ class Cache:
                 1/32 of this to a half of it.
 
         """
-        self.own = folder is None  # others know its name, and what is in it is not compared again
+        self.own = folder is None  # others know its name, and its files are not compared again
         self.folder = folder or Path(os.environ.get("TMPDIR", "/var/tmp")) / f"n2n_dist-{os.getuid()}"
         self.limit = limit
         self.timeout = timeout
@@ -65,7 +65,7 @@ class Cache:
         """Return the copy of a file, after a download if there is none; it now counts as just used.
 
         Raises:
-            SourceUnavailableError: names the URL, what went wrong in how many tries, and the remedy.
+            SourceUnavailableError: names the URL, the cause, the number of tries and the remedy.
 
         """
         path = self._path(file)
@@ -98,7 +98,7 @@ class Cache:
         try:
             os.utime(self._path(file))
             return self._path(file).stat().st_size == file.bytes
-        except OSError:  # there is none, or the download will say what is wrong with the folder
+        except OSError:  # there is none, or the download names the error of the folder
             return False
 
     def read(self, url: str) -> bytes:
@@ -173,7 +173,7 @@ class Cache:
             raise errors[0]
 
     def _make_room(self, size: int, part: Path) -> None:
-        """Remove what was used longest ago until `size` bytes fit, and reserve them by the name of an empty file."""
+        """Remove the files used longest ago until `size` bytes fit, and reserve them by the name of an empty file."""
         with self._room():
             total, files = size, []
             for entry in os.scandir(self.folder):
@@ -197,7 +197,7 @@ class Cache:
         return FileLock(self.folder / "room.lock")
 
     def _reserved(self, entry: os.DirEntry[str], own: Path) -> int:
-        """Return the bytes that a download under way will take; remove what a killed process left of one."""
+        """Return the bytes reserved by a download that is running; remove the part left by a killed process."""
         name, size, _, _ = entry.name.rsplit(".", 3)
         if name != own.name.rsplit(".", 3)[0]:  # nobody else downloads the file whose lock is held here
             try:

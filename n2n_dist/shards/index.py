@@ -3,7 +3,7 @@
 A sample KEY is `KEY.json` (source, scene, tile origin, black and white level, bit depth), `KEY.0.<ext>`,
 `KEY.1.<ext>`, ... (one member a capture) and optionally `KEY.clean.<ext>` (a reference). `KEY.<ext>` from a
 tar written by others is one capture. Beside `NAME.tar` is `NAME.index.json`, the offset and size of every
-member, read only when a sample of that shard is; `index.json` lists the shards. A folder of shards may lie on this
+member, read only when a sample of that shard is; `index.json` lists the shards. A folder of shards may be on this
 machine or behind a URL.
 
 `n2n_dist.shards.records` holds the lists of members, `n2n_dist.shards.reading` reads the images.
@@ -56,11 +56,11 @@ class Index:
     """The shards of one or several folders, in a fixed order; samples are numbered through all of them."""
 
     def __init__(self, folders: Sequence[Path | str], cache: Cache | None = None) -> None:
-        """Read every folder's `index.json` and compare the sizes of its tars, where they lie on this machine.
+        """Read every folder's `index.json` and compare the sizes of its tars, where they are on this machine.
 
         Args:
             folders: paths, and URLs as strings.
-            cache: for what lies behind a URL.
+            cache: for folders behind a URL.
 
         Raises:
             UserError: a folder, index or tar is missing, empty, or not the one that was indexed.
@@ -93,7 +93,7 @@ class Index:
         return int(self._starts[-1])
 
     def require(self, setting: str, channels: int, captures: int) -> None:
-        """Check what every sample holds.
+        """Check channels and captures of every sample.
 
         Args:
             setting: key of the configuration that named the shards.
@@ -137,17 +137,17 @@ class Index:
             )
 
     def remote_files(self, shard: int) -> list[RemoteFile]:
-        """Return what has to be fetched before the samples of a shard can be read."""
+        """Return the files to fetch before the samples of a shard can be read."""
         return [file for file in (self.members[shard], self.paths[shard]) if isinstance(file, RemoteFile)]
 
     @property
     def remote(self) -> bool:
-        """Whether any shard lies behind a URL."""
+        """Whether any shard is behind a URL."""
         return any(isinstance(path, RemoteFile) for path in self.paths)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the content: equal for the same samples in the same order, wherever they lie."""
+        """A digest of the content: equal for the same samples in the same order, wherever they are."""
         return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     def sample(self, number: int) -> tuple[File, Sample]:
@@ -211,7 +211,7 @@ FORMATS = {FORMAT: _read_format_3}
 
 
 def _is_sound(shard: Shard) -> bool:
-    """Look at what becomes a path or a size: an index from elsewhere may say anything."""
+    """Check the fields that become a path or a size: an index from elsewhere may hold anything."""
     numbers = (shard.samples, shard.bytes, shard.index_bytes, *shard.smallest, *shard.channels)
     return (
         re.fullmatch(r"[^/\\\0]+\.tar", shard.name) is not None

@@ -26,7 +26,7 @@ def write_index(folder: Path, black: float | None = None, white: float | None = 
 
     Args:
         folder: holds the tars.
-        black: value that means no light, for samples whose `KEY.json` does not say; default the type's smallest.
+        black: value that means no light, for samples without it in `KEY.json`; default the type's smallest.
         white: value that means full light, likewise; default the type's largest. Float images need it.
 
     Raises:
@@ -128,7 +128,7 @@ def _scan(tar: Path, black: float | None, white: float | None) -> Iterator[Sampl
                         f"{tar}: member {info.name!r} is a link, a device, sparse or leads outside; not used"
                     )
                 folder, _, base = name.rpartition("/")
-                if base.startswith("._"):  # what macOS adds to an archive
+                if base.startswith("._"):  # added by macOS
                     continue
                 stem, _, extension = base.partition(".")
                 sample = members.setdefault(f"{folder}/{stem}".removeprefix("/"), {})
@@ -175,7 +175,7 @@ def _describe(
         settings |= json.loads(read(members["json"])) if "json" in members else {}
         seen = [look(member) for member in (*captures, *([clean] if clean else []))]
         if seen[0].dtype == np.float32 and settings["white"] is None:
-            raise UserError("float values whose range nobody says; give --white (and --black)")
+            raise UserError("float values without a range; give --white (and --black)")
         described = [Image.from_array(array, settings["black"], settings["white"]) for array in seen]
     except (UserError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{tar}: sample {key!r}: {error}") from None

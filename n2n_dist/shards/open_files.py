@@ -16,7 +16,7 @@ TRUSTED = 1.0
 """Seconds for which an open file is taken for the one of its name: asking for every read costs a tenth of a decode."""
 
 Identity = tuple[int, int]
-"""Device and inode of a file; what is changed in place stays the same file, and harms the changed samples alone."""
+"""Device and inode of a file; a file changed in place stays the same, and only the changed samples are damaged."""
 
 
 class OpenFile:
@@ -78,6 +78,6 @@ def read_at(file: File, size: int, offset: int) -> bytes:
     """
     if isinstance(file, Path):
         return open_file(file).read(size, offset)
-    with file.open("rb") as cached:  # not kept open: the cache counts uses, and the room of what it removed
+    with file.open("rb") as cached:  # not kept open: the cache counts uses, and the room of removed files
         cached.seek(offset)
         return cached.read(size)

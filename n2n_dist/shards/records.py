@@ -31,7 +31,7 @@ FORMAT = 3
 
 @dataclass
 class Member:
-    """Where the bytes of one image lie in a tar."""
+    """The bytes of one image in a tar."""
 
     extension: str
     offset: int
