@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.figures import ROOT, Figure
-from n2n_dist.checkpoint import format
 from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.checkpoint.manager import Checkpoints, CheckpointSettings
 from n2n_dist.config import load
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.batch import plan_batch
 from n2n_dist.errors import UserError, run_command
+from n2n_dist.files import sha256
 from n2n_dist.models import MODELS
 from n2n_dist.models.network import NetworkSettings
 from n2n_dist.training.optim import OptimSettings, make_optimizer, update_ema
@@ -144,8 +144,8 @@ def measure(settings: NetworkSettings, run_dir: Path, rounds: int) -> None:
         start = time.perf_counter()
         checkpoints.load(path, network, ema, again, there)
         times["load"].append(time.perf_counter() - start)
-        file = next(path.glob(f"__{backend.rank}_*"))
-        times["digest"].append(_seconds(lambda file=file: format.sha256(file)))  # type: ignore[misc]
+        file = next(path.glob(f"rank-{backend.rank:04d}.*"))
+        times["digest"].append(_seconds(lambda file=file: sha256(file)))  # type: ignore[misc]
     size = file.stat().st_size
     sizes = backend.all_gather_or_raise(None, (size, checkpoints.staged_bytes))
     if backend.is_main:

@@ -1,4 +1,4 @@
-"""Command line of `checkpoints`, which lists, verifies and exports those of a run, and changes nothing in it."""
+"""Command line of `checkpoints`: list, verify and export those of a run; the run folder is not changed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from n2n_dist.errors import StorageError, UserError
 NOT_COMMITTED = {
     ".tmp": "unfinished: being written, or the run died in it",
     ".old": "being removed",
-    ".damaged": "damaged, set aside by a start",
+    ".damaged": "damaged, quarantined by a start",
 }
-"""What a folder of such a name is."""
+"""State of a folder by its suffix."""
 
 
 def show(run_dir: Path) -> None:
-    """Print the checkpoints of a run, newest first, what each holds, and whether its bytes are those that were written.
+    """Print the checkpoints of a run, newest first: samples, size, who wrote it, and whether its bytes are unchanged.
 
     Raises:
         UserError: there is none, or one is damaged.
@@ -27,20 +27,19 @@ def show(run_dir: Path) -> None:
     """
     folder = _folder(run_dir)
     damaged: list[Path] = []
-    start = ""
-    """What the next start does."""
+    start = ""  # of the run, when the same command is given
     print(f"{'checkpoint':22}{'samples':>14}{'MiB':>9}  {'written by':20}{'best dB':>8}  state")
     for path in sorted(folder.glob("step-*"), reverse=True):
         columns = f"{'':14}{_mebibytes(path):9.1f}  {'':20}{'':8}"
         if path not in files.list_checkpoints(folder):
-            state = NOT_COMMITTED.get(path.suffix, "no checkpoint") if path.exists() else "gone meanwhile"
+            state = NOT_COMMITTED.get(path.suffix, "no checkpoint") if path.exists() else "removed meanwhile"
         else:
             try:
                 manifest = files.read_manifest(path)
-                progress, ranks = manifest.progress, manifest.world_size
-                best = f"{progress.best:.2f}" if progress.best is not None else ""
+                run, ranks = manifest.state, manifest.world_size
+                best = f"{run.best:.2f}" if run.best is not None else ""
                 by = manifest.backend if ranks == 1 else f"{manifest.backend}, {ranks} ranks"
-                columns = f"{progress.samples_seen:14,}{_mebibytes(path):9.1f}  {by:20}{best:>8}"
+                columns = f"{run.samples_seen:14,}{_mebibytes(path):9.1f}  {by:20}{best:>8}"
                 files.verify(path, manifest.files)
                 state = "good" if start else "good: the run continues here"
                 start = start or f"continues from {path.name}"
@@ -52,7 +51,7 @@ def show(run_dir: Path) -> None:
                     state = f"damaged: {error}"
                     damaged.append(path)
                 else:  # the run has made room for newer ones
-                    state = "gone meanwhile"
+                    state = "removed meanwhile"
         print(f"{path.name:22}{columns}  {state}")
     if damaged:
         start = start or "is refused, because none is good: give a new run.dir"
@@ -83,7 +82,7 @@ def export(run_dir: Path, step: int, weights: Path) -> None:
     try:
         files.export(path, weights)
     except OSError as error:
-        raise StorageError(f"{weights}: cannot be written ({error.strerror}); choose another place") from None
+        raise StorageError(f"{weights}: cannot be written ({error.strerror}); choose another path") from None
 
 
 def _folder(run_dir: Path) -> Path:

@@ -1,11 +1,16 @@
-"""Checkpoints on the disk: what they hold, how they are committed, verified and exported.
+"""Format of a checkpoint: a folder `step-N` of safetensors files and a manifest, and how it is committed and read.
 
-A checkpoint is a folder `step-N` in PyTorch's distributed format: float32 weights (`model.*`), their moving average
-(`ema.*`) and AdamW's moments (`optimizer.PARAMETER.exp_avg` and `.exp_avg_sq`), whichever backend and however many
-ranks wrote it, and `manifest.json` with digests of all files. There is no RNG state: order and noise are functions of
-`samples_seen`. Names of what is no checkpoint, or not any more: `step-N.tmp` is being written or was never finished,
-`step-N.old` is being removed, `step-N.damaged` was set aside by a start. A program may be killed between any two lines:
-`recover` puts in order what it left.
+    step-00001000/
+      manifest.json              `Manifest`: state of the run, network, and for every file its digest and its tensors
+      rank-0000.safetensors      the tensors of rank 0, whole, float32
+      rank-0001.safetensors      ...
+
+The tensors are the weights (`model.*`), their moving average (`ema.*`) and AdamW's moments
+(`optimizer.PARAMETER.exp_avg` and `.exp_avg_sq`), under the same names for every backend and number of ranks. There is
+no RNG state: order and noise are functions of `samples_seen`. No file is a pickle, which could run code when read.
+
+Other folders: `step-N.tmp` is being written or was never finished, `step-N.old` is being removed, `step-N.damaged` was
+quarantined by a start. A program may be killed between any two lines: `recover` completes or removes what is left.
 """
 
 from __future__ import annotations
@@ -13,45 +18,35 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import struct
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
-from torch.futures import Future
 
 from n2n_dist import models
-from n2n_dist.distributed.watchdog import peer_lost
 from n2n_dist.errors import UserError, one_line
 from n2n_dist.files import fsync, remove_temporaries, sha256, write_json
-from n2n_dist.models.weights import save_model
+from n2n_dist.models.weights import save_model, write_tensors
+from n2n_dist.version import __version__
 
 MANIFEST = "manifest.json"
-FORMAT = 8
+FORMAT = 9
 """Counted up when the files change, or a continued run would see other crops, noise, loss or score of a validation."""
-NUMBERS = b"/data/0"
-"""End of the name under which torch.save stores the numbers of a tensor."""
-DAMAGE = (OSError, ValueError, KeyError, TypeError)
-"""What comes of reading a manifest or file that is not as it was written."""
-warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no reason to warn
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""Errors of a manifest or file whose content is not as it was written."""
 
 
 @dataclass
 class TrainState:
-    """Where the run stands, and what it is a run of."""
+    """Position of a run, and its identity."""
 
     step: int
     """Optimiser steps done."""
     samples_seen: int
-    """Samples the run has seen: the whole state of the data."""
+    """Samples that the run has seen, over all ranks: the only state of the data."""
     best: float | None
     """Best score of a validation so far, in dB."""
     steps: int
@@ -79,88 +74,59 @@ class TrainState:
 
 
 @dataclass
-class Manifest:
-    """What a checkpoint says of itself."""
+class TensorFile:
+    """Contents of one safetensors file."""
 
-    progress: TrainState
+    sha256: str
+    tensors: list[str]
+    """Names of the tensors that it holds, whole."""
+
+
+@dataclass
+class Manifest:
+    """Contents of manifest.json, besides the format and the version that wrote it."""
+
+    state: TrainState
     world_size: int
     """Ranks that wrote it."""
     backend: str
     """What connected them, such as DDP or ZeRO-1."""
     network: dict[str, Any]
-    """What builds the network again, see `n2n_dist.models.build`."""
-    files: dict[str, str]
-    """sha256 of every other file, by name."""
+    """Metadata from which `n2n_dist.models.build` builds the network."""
+    files: dict[str, TensorFile]
+    """All other files, by name."""
 
 
-def named_tensors(
-    model: nn.Module, ema: nn.Module, moments: Callable[[torch.Tensor], dict[str, torch.Tensor]]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name every tensor of a checkpoint; the optimiser's by the parameter whose `moments` they are."""
-    for part, module in (("model", model), ("ema", ema)):
-        for name, tensor in module.state_dict().items():
-            yield f"{part}.{name}", tensor
-    for name, parameter in model.named_parameters():
-        for key, tensor in moments(parameter).items():
-            yield f"optimizer.{name}.{key}", tensor
+def make_partial(partial: Path) -> None:
+    """Make the empty folder `step-N.tmp` of a save."""
+    partial.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was removed stays removed
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
 
 
-def partition_by_size(sizes: dict[str, int], world_size: int) -> list[list[str]]:
-    """Deal named sizes over ranks as evenly as whole tensors allow; a pure function, so that ranks need not ask.
-
-    Each goes, largest first, to the rank that has least so far (longest processing time first, Graham 1969). No rank
-    gets more than an even share and one tensor.
+def write_part(folder: Path, rank: int, tensors: dict[str, torch.Tensor]) -> dict[str, TensorFile]:
+    """Write the tensors of one rank to the disk.
 
     Args:
-        sizes: bytes by name.
-        world_size: number of ranks.
+        folder: of the checkpoint, not yet committed.
+        rank: of this process.
+        tensors: by name, contiguous and on the CPU.
 
     Returns:
-        Names by rank.
+        The file's entry in the manifest.
+
+    Raises:
+        OSError: it cannot be written.
 
     """
-    shares: list[list[str]] = [[] for _ in range(world_size)]
-    bytes_ = [0] * world_size
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        rank = bytes_.index(min(bytes_))
-        shares[rank].append(name)
-        bytes_[rank] += sizes[name]
-    return shares
-
-
-class InPlaceReader(dcp.FileSystemReader):
-    """Reads whole tensors straight to where they belong; PyTorch's own makes a copy first, in new memory each time."""
-
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Fill the tensors of a plan. The zip file that torch.save makes of each holds its numbers as they are.
-
-        In it every content follows a header (PK 3 4, which ends with the size of what fills up the space after the
-        name) and the name, and is followed by its size (PK 7 8).
-        """
-        for item in plan.items:
-            info = self.storage_data[item.storage_index]
-            target = planner.resolve_tensor(item).detach()
-            direct = target.device.type == "cpu" and target.is_contiguous()
-            tensor = target if direct else torch.empty(target.shape, dtype=target.dtype)
-            numbers = tensor.view(-1).view(torch.uint8).numpy()
-            with (Path(self.path) / info.relative_path).open("rb") as file:
-                file.seek(info.offset)
-                start = file.read(2048)
-                name = start.index(NUMBERS)
-                (fill,) = struct.unpack_from("<H", start, start.rindex(b"PK\3\4", 0, name) + 28)
-                file.seek(info.offset + name + len(NUMBERS) + fill)
-                if file.readinto(numbers) != len(numbers) or file.read(4) != b"PK\7\x08":
-                    raise ValueError(f"{item.dest_index.fqn} is of another size or type there")
-            if not direct:
-                target.copy_(tensor)
-            planner.commit_tensor(item, target)
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+    path = folder / f"rank-{rank:04d}.safetensors"
+    write_tensors(path, tensors)
+    fsync(path)
+    return {path.name: TensorFile(sha256(path), list(tensors))}
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step stands."""
+    """Return the path of the checkpoint of a step."""
     return folder / f"step-{step:08d}"
 
 
@@ -173,12 +139,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def commit(partial: Path, manifest: Manifest) -> None:
     """Give a folder, all of whose other files are on the disk, its manifest and its name."""
     content = asdict(manifest)
-    write_json(partial / MANIFEST, {"format": FORMAT, "sha256": _digest(content), **content}, indent=1)  # now whole
+    head = {"format": FORMAT, "version": __version__, "sha256": _digest(content)}
+    write_json(partial / MANIFEST, head | content, indent=1)  # from here on it is complete
     _publish(partial)
 
 
 def recover(folder: Path) -> None:
-    """Finish or remove what a run that died has left half done; for the start of a run, the only one in the folder."""
+    """Complete or remove the unfinished files of a run that was killed; only for the run that holds the folder."""
     remove_temporaries(folder.parent)
     for partial in folder.glob("step-*.tmp"):
         if (partial / MANIFEST).is_file():
@@ -197,58 +164,86 @@ def remove(path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)  # on NFS another program may read it
 
 
+def prune(folder: Path, keep: int, best_step: int) -> None:
+    """Remove all checkpoints but the `keep` newest and that of `best_step`."""
+    best = step_folder(folder, best_step)
+    for old in list_checkpoints(folder)[keep:]:
+        if old != best:
+            remove(old)
+
+
 def quarantine(path: Path) -> Path:
-    """Give a damaged checkpoint a name that no start looks for, and return it."""
+    """Rename a damaged checkpoint so that no start takes it, and return its new path."""
     aside = path.with_suffix(".damaged")
     shutil.rmtree(aside, ignore_errors=True)
     return path.rename(aside)
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return what a checkpoint says of itself.
+    """Read the manifest of a checkpoint.
 
     Raises:
-        UserError: it is of another version of this package.
-        OSError, ValueError, KeyError, TypeError: it is damaged (`DAMAGE`).
+        UserError: its format or network is of another version of n2n_dist.
+        OSError, ValueError, KeyError, TypeError, AttributeError: it is damaged (`DAMAGE`).
 
     """
-    content = json.loads((path / MANIFEST).read_text())
-    if content.pop("format") != FORMAT:
-        raise UserError(f"{path}: written by another version of n2n_dist; continue it with that, or use a new run.dir")
-    try:
-        models.check_version(content["network"])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    number, version = content.pop("format"), content.pop("version", None)
+    if number not in READERS:
+        raise UserError(
+            f"{path}: checkpoint format {number}, written by n2n_dist {version or 'before 0.2'}; n2n_dist "
+            f"{__version__} reads {', '.join(map(str, READERS))}: continue with the version that wrote it, or use a "
+            "new run.dir"
+        )
     if content.pop("sha256") != _digest(content):
         raise ValueError(f"the content of {MANIFEST} has changed")
-    return Manifest(**content | {"progress": TrainState(**content["progress"])})
+    manifest = READERS[number](content)
+    try:
+        models.check_version(manifest.network)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return manifest
 
 
-def verify(path: Path, files: dict[str, str]) -> None:
+def _read_9(content: dict[str, Any]) -> Manifest:
+    files = {name: TensorFile(**file) for name, file in content["files"].items()}
+    return Manifest(**content | {"state": TrainState(**content["state"]), "files": files})
+
+
+READERS: dict[int, Callable[[dict[str, Any]], Manifest]] = {FORMAT: _read_9}
+"""The formats that can be read: a function from the JSON content for each."""
+
+
+def verify(path: Path, files: dict[str, TensorFile]) -> None:
     """Compare the digests of some files of a checkpoint with those of its manifest.
 
     Raises:
         OSError, ValueError: one is missing, or its bytes are not those that were written.
 
     """
-    for name, digest in files.items():
-        if sha256(path / name) != digest:
+    for name, file in files.items():
+        if sha256(path / name) != file.sha256:
             raise ValueError(f"the bytes of {name} have changed")
 
 
-def load(path: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup | None = None) -> None:
-    """Fill tensors, by name, from a verified checkpoint; with a `group`, on all of its ranks.
+def load(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Fill tensors, by name, from a verified checkpoint; each is copied once, from the mapped file.
 
     Raises:
-        UserError: the checkpoint does not hold these tensors.
+        UserError: the checkpoint does not hold tensors of these names, shapes and types.
 
     """
-    try:
-        dcp.load(dict(tensors), storage_reader=InPlaceReader(path), process_group=group, no_dist=group is None)
-    except (CheckpointException, RuntimeError, ValueError) as error:
-        if peer_lost(error):
-            raise
-        raise UserError(f"{path}: does not fit this network ({reason(error)}); start in a new run.dir") from None
+    missing = set(tensors)
+    for file, content in read_manifest(path).files.items():
+        with safetensors.safe_open(path / file, "pt") as opened:
+            for name in missing.intersection(content.tensors):
+                stored, target = opened.get_tensor(name), tensors[name].detach()
+                if (stored.shape, stored.dtype) != (target.shape, target.dtype):
+                    raise _misfit(path, f"{name} is {_describe(stored)} there and {_describe(target)} here")
+                target.copy_(stored)
+        missing -= set(content.tensors)
+    if missing:
+        raise _misfit(path, f"{min(missing)} is missing there")
 
 
 def export(path: Path, weights: Path) -> None:
@@ -261,16 +256,12 @@ def export(path: Path, weights: Path) -> None:
     manifest = read_manifest(path)
     ema = models.build(manifest.network)
     load(path, {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()})
-    save_model(weights, ema, manifest.progress.step)
+    save_model(weights, ema, manifest.state.step)
 
 
 def reason(error: BaseException) -> str:
-    """Put an error on one line; of a failure on some ranks, that of the first."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return one_line(error)
+    """Return an error's reason on one line, without the name of a file."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
 
 
 def describe_differences(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -280,7 +271,7 @@ def describe_differences(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _publish(partial: Path) -> None:
-    """Give a whole checkpoint its name; one of the same step gives way only then."""
+    """Rename a complete checkpoint to its final name; an older one of the same step is removed only then."""
     final = partial.with_suffix("")
     if final.exists():
         shutil.rmtree(final.with_suffix(".old"), ignore_errors=True)
@@ -288,6 +279,14 @@ def _publish(partial: Path) -> None:
     partial.rename(final)
     fsync(final.parent)
     shutil.rmtree(final.with_suffix(".old"), ignore_errors=True)
+
+
+def _misfit(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: does not fit this network ({why}); start in a new run.dir")
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _digest(content: dict[str, Any]) -> str:

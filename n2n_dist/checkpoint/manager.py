@@ -1,9 +1,9 @@
-"""Checkpoints of a run: every rank copies its share, and a thread writes it while the training goes on.
+"""Checkpoints of a run: every rank copies its part, and a thread writes it while the training continues.
 
-What a checkpoint is stands in format.py. The tensors, 16 bytes for each parameter of the network, are dealt
-over the ranks. Each rank copies its share into buffers in its own memory (16 bytes for each parameter / number of
-ranks, kept until the run ends; pinned where it computes on a GPU), which is all that the training waits for. On rank 0
-the thread needs another 4 bytes for each parameter while it writes the best weights.
+format.py describes the files. The tensors, 16 bytes for each parameter of the network, are divided over the ranks. Each
+rank copies its part into buffers in its own memory (16 bytes for each parameter / number of ranks, kept until the run
+ends; pinned where it computes on a GPU), which is all that the training waits for. On rank 0 the thread needs another 4
+bytes for each parameter while it writes the best weights.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from n2n_dist.checkpoint import format as files
 from n2n_dist.checkpoint.format import Manifest, TrainState
+from n2n_dist.checkpoint.tensors import StagingBuffers, named_tensors, partition_by_size
 from n2n_dist.distributed.backend import Backend
-from n2n_dist.distributed.watchdog import peer_lost
 from n2n_dist.distributed.zero import MOMENTS
 from n2n_dist.errors import StorageError, UserError
 from n2n_dist.models.network import Network
@@ -61,33 +59,32 @@ class Checkpoints:
         run_dir: Path,
         settings: CheckpointSettings,
         backend: Backend,
-        problem: Callable[[], UserError | None] = lambda: None,
+        lost_error: Callable[[], UserError | None] = lambda: None,
     ) -> None:
-        """Write nothing yet.
+        """Prepare the saves of a run; nothing is written yet.
 
         Args:
             run_dir: the run's folder.
             settings: when to write, and what to keep.
             backend: of the run.
-            problem: says why this run may write no more, such as that the folder is another run's by now.
+            lost_error: returns why this run may write no more, such as `RunLock.lost_error`.
 
         """
         self.folder = run_dir / "checkpoints"
         self.best_weights = run_dir / BEST
         self.settings = settings
         self.backend = backend
-        self.problem = problem
+        self.lost_error = lost_error
         self.group = backend.new_group()
         """Of the threads that write: the training uses the other ones meanwhile."""
         self.failure: StorageError | None = None
         """Why the last save failed, the same on all ranks."""
         self._saved_at = time.monotonic()
-        self._buffers: dict[str, torch.Tensor] = {}
+        self._buffers = StagingBuffers()
         self._thread: threading.Thread | None = None
         self._crash: BaseException | None = None
         self._finishing = False
-        self._progress: TrainState | None = None
-        """The caller's, of the save under way."""
+        self._state: TrainState | None = None  # the caller's, of the save under way
         self._best: tuple[float | None, int] = (None, 0)
         """Score in dB and step of the best validation whose weights are saved."""
 
@@ -103,42 +100,36 @@ class Checkpoints:
 
     @property
     def staged_bytes(self) -> int:
-        """Memory of this rank's copy of its share, from the first save on."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+        """Memory of this rank's copy of its part, from the first save on."""
+        return self._buffers.bytes
 
-    def save(self, model: Network, ema: nn.Module, optimizer: Any, progress: TrainState) -> None:
-        """Copy what a checkpoint holds and return; a thread writes and commits it, then removes those beyond `keep`.
+    def save(self, model: Network, ema: nn.Module, optimizer: Any, state: TrainState) -> None:
+        """Copy the tensors and return; a thread writes and commits them, then removes checkpoints beyond `keep`.
 
-        Waits for the save before. Where writing fails (a full disk, a folder that is gone), rank 0 says so and the
-        training may go on: `failure` has the reason, and the next save tries again.
+        Waits for the save before. Where writing fails (a full disk, a missing folder), rank 0 prints it and the
+        training may continue: `failure` has the reason, and the next save tries again.
 
         Args:
             model: the network, after a step; its parameters must not have been replaced by those of a wrapper.
             ema: the moving average of its weights.
             optimizer: what `Backend.wrap` returned.
-            progress: where the run stands. If its weights are the best so far, but cannot be saved, its `best` falls
-                back to what is saved (in `wait`).
+            state: of the run after that step. If its weights are the best so far, but cannot be saved, `wait` sets
+                its `best` back to what is saved.
 
         """
         self.wait()
-        self.backend.all_gather_or_raise(self.problem())
-        shapes = files.named_tensors(model, ema, lambda p: dict.fromkeys(MOMENTS, p))
+        self.backend.all_gather_or_raise(self.lost_error())
+        shapes = named_tensors(model, ema, lambda p: dict.fromkeys(MOMENTS, p))
         sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in shapes}
-        mine = set(files.partition_by_size(sizes, self.backend.world_size)[self.backend.rank])
-        share = {}
-        for name, tensor in files.named_tensors(
-            model, ema, lambda parameter: self.backend.moments(optimizer, parameter)
-        ):
-            if name in mine:
-                if name not in self._buffers:
-                    self._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                share[name] = self._buffers[name].copy_(tensor, non_blocking=True)
+        names = set(partition_by_size(sizes, self.backend.world_size)[self.backend.rank])
+        tensors = named_tensors(model, ema, lambda p: self.backend.moments(optimizer, p))
+        part = self._buffers.copy(tensors, names)
         copied = torch.cuda.Event() if self.backend.device.type == "cuda" else None
         if copied:
             copied.record()
-        self._progress, self._finishing = progress, False
-        contents = share, replace(progress), model.metadata(), copied
-        self._thread = threading.Thread(target=self._run, args=contents, name="checkpoint")
+        self._state, self._finishing = state, False
+        manifest = Manifest(replace(state), self.backend.world_size, self.backend.name, model.metadata(), files={})
+        self._thread = threading.Thread(target=self._run, args=(part, manifest, copied), name="checkpoint")
         self._thread.start()
         self._saved_at = time.monotonic()
 
@@ -155,8 +146,8 @@ class Checkpoints:
         self._thread = None
         if self._crash is not None:
             raise self._crash
-        if self._progress and self.failure and self._progress.best_step > self._best[1]:
-            self._progress.best, self._progress.best_step = self._best
+        if self._state and self.failure and self._state.best_step > self._best[1]:
+            self._state.best, self._state.best_step = self._best
 
     def finish(self) -> None:
         """Wait for the last save, without which the run cannot end well.
@@ -176,18 +167,18 @@ class Checkpoints:
             self._thread.join()
 
     def newest(self, warn: Callable[[str], None]) -> tuple[Path, TrainState] | None:
-        """Find the newest checkpoint whose bytes are those that were written; damaged ones are set aside.
+        """Find the newest checkpoint whose bytes are those that were written; quarantine damaged ones.
 
-        The ranks share the digests. What a run that died left half done is finished or removed.
+        The ranks share the digests. Unfinished files of a run that was killed are completed or removed.
 
         Args:
-            warn: told of damage, on rank 0.
+            warn: called on rank 0 with a line for each damaged checkpoint.
 
         Returns:
-            Its folder and progress, or None if there is no checkpoint at all.
+            Its folder and state, or None if there is no checkpoint at all.
 
         Raises:
-            UserError: there are checkpoints, and all are damaged, or of another version of this package.
+            UserError: there are checkpoints, and all are damaged, or of a format that is not read here.
 
         """
         self.backend.run_on_rank0(lambda: files.recover(self.folder))
@@ -203,8 +194,8 @@ class Checkpoints:
                 damage = str(error)
             found = next(filter(None, self.backend.all_gather_or_raise(refusal, damage)), None)
             if found is None and manifest:
-                self._best = (manifest.progress.best, manifest.progress.best_step)
-                return path, manifest.progress
+                self._best = (manifest.state.best, manifest.state.best_step)
+                return path, manifest.state
             aside = self.backend.run_on_rank0(lambda path=path: files.quarantine(path))  # type: ignore[misc]
             if self.backend.is_main:
                 warn(f"checkpoint {path.name} is damaged ({found}); set aside as {aside.name}")
@@ -213,7 +204,7 @@ class Checkpoints:
         return None
 
     def load(
-        self, path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, progress: TrainState
+        self, path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState
     ) -> None:
         """Read a verified checkpoint into model, average and optimiser, in place and before they are wrapped.
 
@@ -228,79 +219,56 @@ class Checkpoints:
             for parameter in group["params"]:
                 device = torch.device("cpu") if self.backend.zero else parameter.device
                 moments = {key: torch.empty_like(parameter, device=device) for key in MOMENTS}
-                steps = torch.tensor(float(progress.step), device=device if group["fused"] else "cpu")
+                steps = torch.tensor(float(state.step), device=device if group["fused"] else "cpu")
                 optimizer.state[parameter] = {"step": steps, **moments}
-        tensors = dict(files.named_tensors(model, ema, lambda p: {key: optimizer.state[p][key] for key in MOMENTS}))
-        self.backend.run_on_all_ranks(lambda: files.load(path, tensors, self.group))
-        self.backend.run_on_rank0(lambda: self._update_best_weights(progress))
+        tensors = dict(named_tensors(model, ema, lambda p: {key: optimizer.state[p][key] for key in MOMENTS}))
+        self.backend.run_on_all_ranks(lambda: files.load(path, tensors))
+        self.backend.run_on_rank0(lambda: self._update_best_weights(state))
 
-    def _run(
-        self,
-        share: dict[str, torch.Tensor],
-        progress: TrainState,
-        network: dict[str, Any],
-        copied: torch.cuda.Event | None,
-    ) -> None:
-        """Write and commit in a thread; failures to read or write end it on all ranks alike."""
+    def _run(self, part: dict[str, torch.Tensor], manifest: Manifest, copied: torch.cuda.Event | None) -> None:
+        """Write and commit, in the thread; an error of the files ends it on all ranks alike."""
         try:
             if copied:
                 copied.synchronize()
             self.failure = None
-            self._write(share, progress, network)
+            self._write(part, manifest)
         except OSError as error:
-            self.failure = self._describe(progress, error)
+            self.failure = self._describe(manifest.state, error)
             if self.backend.is_main and not self._finishing:  # which says it otherwise
                 print(f"error: {self.failure}; the next save tries again", file=sys.stderr, flush=True)
         except BaseException as error:  # raised again in the main thread
             self._crash = error
 
-    def _write(self, share: dict[str, torch.Tensor], progress: TrainState, network: dict[str, Any]) -> None:
-        final = files.step_folder(self.folder, progress.step)
-        partial = final.with_suffix(".tmp")
-        self._on_main(lambda: self._make_empty(partial))
+    def _write(self, part: dict[str, torch.Tensor], manifest: Manifest) -> None:
+        state = manifest.state
+        partial = files.step_folder(self.folder, state.step).with_suffix(".tmp")
+        self._on_main(lambda: files.make_partial(partial))
         try:
-            # nothing is copied ahead: everything is in buffers of its own
-            writer = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
-            try:
-                dcp.save(share, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
-            except CheckpointException as error:  # no Exception, and raised on all ranks
-                for cause, _ in error.failures.values():
-                    if peer_lost(cause):
-                        raise cause from None
-                raise OSError(files.reason(error)) from None
-            digests = self._on_all(
-                lambda: {path.name: files.sha256(path) for path in partial.glob(f"__{self.backend.rank}_*")}
-            )
+            entries = self._on_all(lambda: files.write_part(partial, self.backend.rank, part))
 
             def commit() -> None:
-                if refusal := self.problem():  # this process may have stood still since the beginning of the save
-                    raise refusal
-                written = {name: digest for part in digests for name, digest in part.items()}
-                written[".metadata"] = files.sha256(partial / ".metadata")
-                files.commit(partial, Manifest(progress, self.backend.world_size, self.backend.name, network, written))
+                if error := self.lost_error():  # this process may have stood still since the beginning of the save
+                    raise error
+                manifest.files = {name: file for entry in entries for name, file in entry.items()}
+                files.commit(partial, manifest)
 
             self._on_main(commit)
         except (OSError, UserError):
             if self.backend.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        self._best = (progress.best, progress.best_step)
-        self._on_main(lambda: self._update_best_weights(progress))
-        self._on_main(lambda: self._prune(progress))
+        self._best = (state.best, state.best_step)
+        self._on_main(lambda: self._update_best_weights(state))
+        self._on_main(lambda: files.prune(self.folder, self.settings.keep, state.best_step))
 
-    def _make_empty(self, partial: Path) -> None:
-        self.folder.mkdir(exist_ok=True)  # not its parents: a run folder that is gone stays gone
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-
-    def _update_best_weights(self, progress: TrainState) -> None:
+    def _update_best_weights(self, state: TrainState) -> None:
         """Write the weights of the best validation, if its checkpoint is there and they are not yet."""
-        source = files.step_folder(self.folder, progress.best_step)
-        written = trained_steps(self.best_weights) == progress.best_step
-        if progress.best is None or written or source not in files.list_checkpoints(self.folder):
+        source = files.step_folder(self.folder, state.best_step)
+        written = trained_steps(self.best_weights) == state.best_step
+        if state.best is None or written or source not in files.list_checkpoints(self.folder):
             return
         try:
-            if progress.best_step != progress.step:  # that of this step has just been written or verified
+            if state.best_step != state.step:  # that of this step has just been written or verified
                 files.verify(source, files.read_manifest(source).files)
         except files.DAMAGE as error:
             aside = files.quarantine(source)
@@ -308,20 +276,14 @@ class Checkpoints:
             return
         files.export(source, self.best_weights)
 
-    def _prune(self, progress: TrainState) -> None:
-        best = files.step_folder(self.folder, progress.best_step)
-        for old in files.list_checkpoints(self.folder)[self.settings.keep :]:
-            if old != best:
-                files.remove(old)
-
-    def _describe(self, progress: TrainState, error: OSError) -> StorageError:
-        path = error.filename or files.step_folder(self.folder, progress.step)
-        room = "that folder is gone"
+    def _describe(self, state: TrainState, error: OSError) -> StorageError:
+        path = error.filename or files.step_folder(self.folder, state.step)
+        room = "that folder is missing"
         with contextlib.suppress(OSError):
             room = f"{shutil.disk_usage(self.folder).free / 2**20:,.1f} MiB are free there"
         last = next(iter(files.list_checkpoints(self.folder)), None)
         return StorageError(
-            f"{path}: step {progress.step} could not be saved ({files.reason(error)}; {room}); make room or make the "
+            f"{path}: step {state.step} could not be saved ({files.reason(error)}; {room}); make room or make the "
             f"folder writable. The last good checkpoint is {last.name if last else 'none'}"
         )
 

@@ -30,11 +30,10 @@ OWNER = "owner.json"
 MARKER = "PREEMPTED"
 """File that says that a signal stopped the run, and that the same command continues it."""
 ERROR = "error.txt"
-"""File with the last error of the run: a launcher prints a traceback of its own under the message."""
+"""File with the last error of the run, which a launcher's own traceback buries."""
 HEARTBEAT_SECONDS = 3.0
 STALE_SECONDS = 15.0
-"""Seconds without a heartbeat after which a run counts as dead; one on this machine whose process is gone does so at
-once."""
+"""Seconds without a heartbeat after which a run counts as dead; at once where its process has ended on this machine."""
 POLL_SECONDS = 0.2
 
 
@@ -46,8 +45,7 @@ class RunLock:
         self.path = run_dir / OWNER
         self._token: str | None = None
         """Of the run that this process belongs to, once it has the lock."""
-        self._refused = False
-        """Whether the folder was found to be another run's."""
+        self._refused = False  # whether another run holds the folder
         self._started = _now()
         self._file: int | None = None
         self._heart = threading.Thread(target=self._keep_alive, daemon=True, name="owner")

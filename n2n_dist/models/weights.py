@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import struct
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -18,6 +19,19 @@ from n2n_dist.models.network import Network
 
 BEST = "best.safetensors"
 LAST = "last.safetensors"
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names of the types in a safetensors file."""
 
 
 def save_model(path: Path, model: Network, step: int = 0) -> None:
@@ -29,22 +43,40 @@ def save_model(path: Path, model: Network, step: int = 0) -> None:
         OSError: they cannot be written.
 
     """
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     with write_atomically(path) as temporary:
         write_tensors(temporary, tensors, {"n2n_dist": json.dumps(model.metadata() | {"step": step})})
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file of contiguous tensors, without waiting for the disk.
+    """Write a safetensors file (https://github.com/huggingface/safetensors#format), without waiting for the disk.
+
+    The library's writer makes files that only their owner can read, reports errors without an errno, and leaves a
+    temporary file when it is killed.
+
+    Args:
+        path: the file.
+        tensors: by name, contiguous and on the CPU.
+        metadata: texts of the file's header.
 
     Raises:
         OSError: it cannot be written.
+        KeyError: tensors of this type cannot be stored.
 
     """
-    try:
-        safetensors.torch.save_file(tensors, path, metadata)
-    except safetensors.SafetensorError as error:  # it has no errno of its own
-        raise OSError(errno.EIO, str(error), str(path)) from None
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        type_, shape = TYPES[tensors[name].dtype], list(tensors[name].shape)
+        header[name] = {"dtype": type_, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            file.write(tensors[name].detach().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def trained_steps(path: Path) -> int | None:

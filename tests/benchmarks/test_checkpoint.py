@@ -18,7 +18,7 @@ def test_two_processes_measure_their_saves_and_loads(tmp_path: Path) -> None:
         written, staged = (figures[f"{verb} by rank {rank}"] for verb in ("written", "staged"))
         assert float(written["note"].split()[0]) == pytest.approx(1, abs=0.1)
         assert staged["values"][0] == pytest.approx(written["values"][0], rel=0.1)
-    assert len(list((tmp_path / "checkpoints").glob("step-*/__1_0.distcp"))) == 2
+    assert len(list((tmp_path / "checkpoints").glob("step-*/rank-0001.safetensors"))) == 2
 
 
 def test_new_and_continued_runs_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,8 @@ from support import processes
 
 from n2n_dist.checkpoint import format
 from n2n_dist.checkpoint.command import export, show
-from n2n_dist.errors import UserError
+from n2n_dist.errors import ReportedError, UserError
 from n2n_dist.images.image import read_image, write_image
-
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +25,7 @@ def run_dir(finished: Path, tmp_path: Path) -> Path:
 
 
 def damage(checkpoint: Path) -> None:
-    path = next(checkpoint.glob("*.distcp"))
+    path = next(checkpoint.glob("*.safetensors"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -72,10 +70,10 @@ def test_what_is_not_good_is_explained_and_left_alone(run_dir: Path, capsys: pyt
     said = lines(capsys.readouterr().out)
     assert list(said) == [f"step-0000000{name}" for name in ("6.tmp", "4", "3", "2", "1.damaged")]
     assert said["step-00000006.tmp"].endswith("unfinished: being written, or the run died in it")
-    assert "damaged: the bytes of __0_0.distcp have changed" in said["step-00000004"]
+    assert "damaged: the bytes of rank-0000.safetensors have changed" in said["step-00000004"]
     assert said["step-00000003"].endswith(" good: the run continues here")
     assert said["step-00000002"].endswith(" good")
-    assert said["step-00000001.damaged"].endswith("damaged, set aside by a start")
+    assert said["step-00000001.damaged"].endswith("damaged, quarantined by a start")
     assert contents(run_dir) == before
 
     manifest = folder / "step-00000003" / "manifest.json"
@@ -109,7 +107,7 @@ def test_what_is_no_checkpoint_or_goes_away_meanwhile_stops_nothing(
     said = lines(capsys.readouterr().out)
     assert said["step-notes"].endswith("no checkpoint")
     assert said["step-00000004"].endswith(" good: the run continues here")
-    assert said["step-00000002"].endswith("gone meanwhile")
+    assert said["step-00000002"].endswith("removed meanwhile")
 
 
 def test_an_exported_checkpoint_denoises(run_dir: Path, tmp_path: Path) -> None:
@@ -140,7 +138,7 @@ def test_what_cannot_be_exported_is_refused(run_dir: Path, tmp_path: Path) -> No
         (4, taken, r"last.safetensors: exists already; remove it or choose another"),
         (4, tmp_path / "nowhere" / "weights.safetensors", r"nowhere/weights.safetensors: cannot be written \("),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(ReportedError, match=message):
             export(run_dir, step, path)
     assert contents(tmp_path) == before
 

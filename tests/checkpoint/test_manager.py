@@ -22,8 +22,6 @@ from n2n_dist.models.resunet import ResUNet, ResUNetSettings
 from n2n_dist.models.weights import load_model, trained_steps
 from n2n_dist.training.optim import OptimSettings, make_optimizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-
 
 def network(seed: int, width: int = 8) -> ResUNet:
     torch.manual_seed(seed)
@@ -72,7 +70,7 @@ def names(checkpoints: Checkpoints) -> list[str]:
 
 
 def largest_file(folder: Path) -> Path:
-    return max(folder.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    return max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
 
 
 def flip_a_byte(path: Path) -> None:
@@ -126,13 +124,13 @@ def test_an_unfinished_one_is_ignored_and_written_over(checkpoints: Checkpoints,
     write(checkpoints, *parts, progress(4))
     leftover = checkpoints.folder / "step-00000008.tmp"
     leftover.mkdir()
-    (leftover / "__0_0.distcp").write_bytes(b"half")
-    (leftover / "__7_0.distcp").write_bytes(b"of a larger world")
+    (leftover / "rank-0000.safetensors").write_bytes(b"half")
+    (leftover / "rank-0007.safetensors").write_bytes(b"of a larger world")
     assert checkpoints.newest(warn=pytest.fail)[1].step == 4
     write(checkpoints, *parts, progress(8))
     path, found = checkpoints.newest(warn=pytest.fail)
     assert found.step == 8
-    assert not (path / "__7_0.distcp").exists()
+    assert not (path / "rank-0007.safetensors").exists()
     assert not leftover.exists()
 
 
@@ -158,7 +156,7 @@ def test_a_damaged_one_is_set_aside_loudly_and_the_one_before_used(
         case "a flipped byte":
             flip_a_byte(largest_file(newest))
         case "a missing file":
-            (newest / ".metadata").unlink()
+            largest_file(newest).unlink()
         case "no manifest":
             manifest.unlink()
         case "half a manifest":
@@ -190,15 +188,12 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_until_someone_looks(
     assert len(said) == 2
 
 
-@pytest.mark.parametrize("count", [f'"format": {format.FORMAT}', f'"version": {ResUNet.version}'])
-def test_one_of_another_version_is_refused_and_left_alone(checkpoints: Checkpoints, parts: tuple, count: str) -> None:
+def test_one_of_another_version_is_refused_and_left_alone(checkpoints: Checkpoints, parts: tuple) -> None:
     write(checkpoints, *parts, progress(4))
     manifest = checkpoints.folder / "step-00000004" / "manifest.json"
-    text = manifest.read_text()
-    assert count in text
-    manifest.write_text(text.replace(count, f"{count}9"))
+    manifest.write_text(manifest.read_text().replace(f'"format": {format.FORMAT}', '"format": 99'))
     with pytest.raises(
-        UserError, match=r"another version of n2n_dist; continue it|this version of n2n_dist has \d+; use"
+        UserError, match=r"checkpoint format 99, written by n2n_dist .*: continue with the version that"
     ):
         checkpoints.newest(warn=pytest.fail)
     assert names(checkpoints) == ["step-00000004"]
@@ -243,13 +238,13 @@ def test_the_next_save_waits_and_uses_the_same_memory(
     commit = format.commit
     monkeypatch.setattr(format, "commit", lambda path, what: (commit(path, what), order.append(path.name)))
     checkpoints.save(*parts, progress(1))
-    buffers = {name: buffer.data_ptr() for name, buffer in checkpoints._buffers.items()}
+    staged = checkpoints.staged_bytes
     checkpoints.save(*parts, progress(2))
     assert order[:1] == ["step-00000001.tmp"]
     checkpoints.wait()
     checkpoints.wait()
     assert order == ["step-00000001.tmp", "step-00000002.tmp"]
-    assert {name: buffer.data_ptr() for name, buffer in checkpoints._buffers.items()} == buffers
+    assert checkpoints.staged_bytes == staged
     assert checkpoints.staged_bytes == 16 * sum(parameter.numel() for parameter in parts[0].parameters())
 
 
@@ -281,7 +276,7 @@ def test_the_best_is_kept_and_its_weights_are_those_of_its_checkpoint(checkpoint
     assert names(checkpoints) == [f"step-0000000{step}" for step in (5, 6, 7)]
 
 
-def test_best_weights_that_are_gone_are_written_again_but_not_from_a_damaged_checkpoint(
+def test_best_weights_that_are_missing_are_written_again_but_not_from_a_damaged_checkpoint(
     checkpoints: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best, parts = tmp_path / "best.safetensors", trained(2)
@@ -322,9 +317,9 @@ def read_only(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def limited(folder: Path) -> Iterator[None]:
-    """No file of this process may grow above 100 kB, as with a quota."""
+    """No file of this process may grow above 10 kB, as with a quota."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         yield
     finally:
@@ -412,8 +407,8 @@ def test_a_save_that_fails_is_told_and_the_next_one_tries_again(
         assert said.startswith(f"error: {folder}/run/checkpoints")
         for part in ("step 2 could not be saved", "make room or make the folder writable", "the next save tries again"):
             assert part in said
-        gone = obstacle in (vanished, in_the_way)
-        assert f"The last good checkpoint is {'none' if gone else 'step-00000001'}" in said
+        missing = obstacle in (vanished, in_the_way)
+        assert f"The last good checkpoint is {'none' if missing else 'step-00000001'}" in said
         here.step = 3
         checkpoints.save(*parts, here)
         with pytest.raises(StorageError, match=rf"step 3 could not be saved \({reason}"):

@@ -9,6 +9,7 @@ import torch
 from n2n_dist.config import load
 from n2n_dist.models.resunet import ResUNet
 from n2n_dist.checkpoint import format
+from n2n_dist.checkpoint.tensors import named_tensors
 from n2n_dist.distributed.zero import MOMENTS
 
 STEPS, PART, BATCH = 20, 5, 8
@@ -42,7 +43,7 @@ def state(run_dir: Path) -> dict[str, torch.Tensor]:
     """Read the last checkpoint as one process does, whoever wrote it."""
     config = load(run_dir / "config.yaml")
     model = ResUNet(config.model, config.data.crop)
-    named = format.named_tensors(model, model, lambda parameter: dict.fromkeys(MOMENTS, parameter))
+    named = named_tensors(model, model, lambda parameter: dict.fromkeys(MOMENTS, parameter))
     tensors = {name: torch.zeros_like(tensor) for name, tensor in named}
     format.load(format.list_checkpoints(run_dir / "checkpoints")[0], tensors)
     return tensors
@@ -101,8 +102,8 @@ def test_samples_noise_losses_and_state_are_those_of_one_process(
 def test_every_rank_keeps_and_writes_an_even_share(folder: Path, whole: dict[int, tuple[str, ...]]) -> None:
     run_dir = folder / "shares"
     processes.train(f"run.dir={run_dir}", "train.steps=1", "model.width=32", world=4).checked()
-    files = list((run_dir / "checkpoints/step-00000001").glob("*.distcp"))
-    assert sorted(file.name for file in files) == [f"__{rank}_0.distcp" for rank in range(4)]
+    files = list((run_dir / "checkpoints/step-00000001").glob("*.safetensors"))
+    assert sorted(file.name for file in files) == [f"rank-{rank:04d}.safetensors" for rank in range(4)]
     sizes = [file.stat().st_size for file in files]
     assert sizes == pytest.approx([sum(sizes) / 4] * 4, rel=0.1)
 

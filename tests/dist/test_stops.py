@@ -44,7 +44,7 @@ def test_another_configuration(finished_run: Path) -> None:
 
 def test_all_checkpoints_damaged(finished_run: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(finished_run, tmp_path / "run")
-    weights = next((run_dir / "checkpoints").glob("*/*.distcp"))
+    weights = next((run_dir / "checkpoints").glob("*/*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
     message = refused(f"run.dir={run_dir}", "train.steps=4")
     assert "all checkpoints are damaged" in message

@@ -7,7 +7,16 @@ import torch
 
 from n2n_dist.errors import UserError
 from n2n_dist.models.resunet import ResUNet, ResUNetSettings
-from n2n_dist.models.weights import BEST, LAST, find_weights, load_model, save_model, trained_steps
+from n2n_dist.models.weights import (
+    BEST,
+    LAST,
+    TYPES,
+    find_weights,
+    load_model,
+    save_model,
+    trained_steps,
+    write_tensors,
+)
 
 
 def make_model(seed: int = 0) -> ResUNet:
@@ -124,3 +133,25 @@ def test_weights_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         save_model(tmp_path / LAST, make_model())
     assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+def test_tensors_of_every_type_are_read_back_by_the_library(tmp_path: Path) -> None:
+    tensors = {f"a.{dtype}": torch.arange(3).to(dtype) for dtype in TYPES}
+    tensors |= {"scalar": torch.tensor(7), "empty": torch.empty(0, 3), "matrix": torch.rand(2, 3)}
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, tensors, {"key": "text"})
+    loaded = safetensors.torch.load_file(path)
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor), name
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == {"key": "text"}
+    write_tensors(path, {})
+    assert safetensors.torch.load_file(path) == {}
+
+
+def test_weights_may_be_read_by_whom_other_files_may(tmp_path: Path) -> None:
+    save_model(tmp_path / LAST, make_model())
+    (tmp_path / "other").touch()
+    assert (tmp_path / LAST).stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -112,7 +112,7 @@ def send_signal(round_: Round, arrive: Callable[[Round, Start], object]) -> None
         at = re.search(r"saved after step|before the first step", (round_.run_dir / MARKER).read_text())
         expect(at, "the marker does not say what is saved")
         assert at is not None
-        cut = round_.list_checkpoints() and read_manifest(round_.list_checkpoints()[-1]).progress.owes_validation
+        cut = round_.list_checkpoints() and read_manifest(round_.list_checkpoints()[-1]).state.owes_validation
         round_.what = f"marker, {'validation cut short' if cut else at[0]}"
     elif ended:
         expect(not any(codes), f"the weights of the end, and exit codes {codes}")
