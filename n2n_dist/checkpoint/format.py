@@ -138,9 +138,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def commit(partial: Path, manifest: Manifest) -> None:
     """Give a folder, all of whose other files are on the disk, its manifest and its name."""
-    content = asdict(manifest)
-    head = {"format": FORMAT, "version": __version__, "sha256": _digest(content)}
-    write_json(partial / MANIFEST, head | content, indent=1)  # from here on it is complete
+    content = {"format": FORMAT, "version": __version__, **asdict(manifest)}
+    write_json(partial / MANIFEST, content | {"sha256": _digest(content)}, indent=1)  # from here on it is complete
     _publish(partial)
 
 
@@ -188,14 +187,14 @@ def read_manifest(path: Path) -> Manifest:
 
     """
     content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    number, version = content.pop("format"), content.pop("version", None)
+    digest, number, version = content.pop("sha256"), content["format"], content.get("version")
     if number not in READERS:
         raise UserError(
             f"{path}: checkpoint format {number}, written by n2n_dist {version or 'before 0.2'}; n2n_dist "
             f"{__version__} reads {', '.join(map(str, READERS))}: continue with the version that wrote it, or use a "
             "new run.dir"
         )
-    if content.pop("sha256") != _digest(content):
+    if digest != _digest(content):
         raise ValueError(f"the content of {MANIFEST} has changed")
     manifest = READERS[number](content)
     try:
@@ -206,6 +205,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _read_9(content: dict[str, Any]) -> Manifest:
+    del content["format"], content["version"]
     files = {name: TensorFile(**file) for name, file in content["files"].items()}
     return Manifest(**content | {"state": TrainState(**content["state"]), "files": files})
 
