@@ -83,7 +83,7 @@ def fit(config: str | Path | None, **sections: Mapping[str, Any]) -> Path:
 
 
 def build(source_folder: str | Path, destination: str | Path, *, jobs: int = 1, **options: Any) -> Report:
-    """Cut the images of a folder into tiles and write them as shards, as `shards/build.py` does.
+    """Cut the images of a folder into tiles and write them as shards, as `n2n-dist build` does.
 
     Args:
         source_folder: holds the image files.
@@ -111,7 +111,7 @@ def build(source_folder: str | Path, destination: str | Path, *, jobs: int = 1, 
 
 
 def audit_folder(folder: str | Path) -> Audit:
-    """Measure the noise and damage of one folder of shards, as `shards/audit.py` does.
+    """Measure the noise and damage of one folder of shards, as `n2n-dist audit` does.
 
     Args:
         folder: holds `index.json` and the tars.
