@@ -28,10 +28,12 @@ from benchmarks.scale import memory, scale
 from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
 from n2n_dist.config import load
-from n2n_dist.data.dataset import CropDataset, RankOrder
+from n2n_dist.data.dataset import CropDataset
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
+from n2n_dist.data.sampler import RankOrder
 from n2n_dist.images.codecs import decode
+from n2n_dist.pairs import Synthetic
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_window
 
@@ -87,7 +89,7 @@ def _throughput(folder: Path, crop: int, batch: int, rounds: int) -> Iterator[Fi
 def _loader(folder: Path, crop: int, batch: int) -> Way:
     index = Index([folder])
     batches = RankOrder(Order(index.sizes, 0, batch), 0, 0, 1, batch)
-    return _counted(make_loader(CropDataset(index, 0, crop, "image"), batches, workers=1, device=CPU))
+    return _counted(make_loader(CropDataset(index, 0, crop, Synthetic()), batches, workers=1, device=CPU))
 
 
 def _webdataset(folder: Path, encoding: str, crop: int, batch: int) -> Way:
@@ -183,7 +185,7 @@ def _stages(folder: Path, crop: int, batch_size: int) -> Iterator[Figure]:
     """Share of each stage in the time of a crop, and what the training device adds."""
     index = Index([folder])
     order = RankOrder(Order(index.sizes, 0, batch_size), 0, 0, 1, batch_size)
-    dataset = CropDataset(index, 0, crop, "image")
+    dataset = CropDataset(index, 0, crop, Synthetic())
     cuts = list(itertools.islice(order, 100))
     numbers = [number for cut in cuts for _, number in cut]
     found = [index.sample(number) for number in numbers]

@@ -29,13 +29,15 @@ LISTED = 100_000
 READ = """
 import multiprocessing, re, sys, torch
 from pathlib import Path
-from n2n_dist.data.dataset import CropDataset, RankOrder
+from n2n_dist.data.dataset import CropDataset
+from n2n_dist.data.sampler import RankOrder
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
+from n2n_dist.pairs import Synthetic
 from n2n_dist.shards.index import Index
 index = Index([Path(sys.argv[1])])
 batches = RankOrder(Order(index.sizes, 0, 64), 0, 0, 1, 64)
-loader = make_loader(CropDataset(index, 0, 128, "image"), batches, 1, torch.device("cpu"))
+loader = make_loader(CropDataset(index, 0, 128, Synthetic()), batches, 1, torch.device("cpu"))
 for _ in range(500):
     next(loader)
 processes = "self", multiprocessing.active_children()[0].pid

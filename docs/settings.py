@@ -16,8 +16,13 @@ from pathlib import Path
 from n2n_dist.config import IDENTITY, Config
 from n2n_dist.models import MODELS as NETWORKS
 from n2n_dist.noise import MODELS as NOISES
+from n2n_dist.pairs import PAIRS
 
-CHOICES = {"noise": NOISES, "model": {name: network.settings_class for name, network in NETWORKS.items()}}
+CHOICES: dict[str, dict[str, type]] = {
+    "noise": NOISES,
+    "pairs": PAIRS,
+    "model": {name: network.settings_class for name, network in NETWORKS.items()},
+}
 """Sections whose settings depend on their name."""
 PAGE = Path(__file__).with_suffix(".md")
 INTRODUCTION = """\

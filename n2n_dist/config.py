@@ -24,7 +24,7 @@ from n2n_dist.models.network import NetworkSettings
 from n2n_dist.noise import MODELS as NOISES
 from n2n_dist.noise import Noise
 from n2n_dist.objective import LossSettings, check_objective
-from n2n_dist.pairs import PairSettings
+from n2n_dist.pairs import PAIRS, Pairs
 from n2n_dist.shards.cache import location
 from n2n_dist.training.optim import OptimSettings
 from n2n_dist.training.precision import TrainSettings
@@ -67,7 +67,7 @@ class Config:
     run: RunSettings
     data: DataSettings
     noise: Noise
-    pairs: PairSettings
+    pairs: Pairs
     model: NetworkSettings
     loss: LossSettings
     optim: OptimSettings
@@ -179,11 +179,12 @@ def _use_shards_of_package(given: Any) -> None:
 
 
 def _check(settings: dict[str, Any]) -> Config:
+    pairs = _chosen("pairs", settings, PAIRS, "synthetic")
     classes: dict[str, type] = {
         "run": RunSettings,
         "data": DataSettings,
-        "noise": _chosen("noise", settings, NOISES, _default_noise(settings)),
-        "pairs": PairSettings,
+        "noise": _chosen("noise", settings, NOISES, _default_noise(settings, pairs)),
+        "pairs": pairs,
         "model": _chosen("model", settings, NETWORKS, "resunet").settings_class,
         "loss": LossSettings,
         "optim": OptimSettings,
@@ -201,11 +202,9 @@ def _check(settings: dict[str, Any]) -> Config:
     return config
 
 
-def _default_noise(settings: dict[str, Any]) -> str:
+def _default_noise(settings: dict[str, Any], pairs: type[Pairs]) -> str:
     """Return the noise where none is named; where nothing is said of it, images of real pairs are taken as they are."""
-    pairs = settings.get("pairs")
-    real = isinstance(pairs, dict) and pairs.get("name", "synthetic") != "synthetic"
-    return "none" if real and not settings.get("noise") else "gaussian"
+    return "gaussian" if settings.get("noise") else pairs.default_noise
 
 
 def _chosen(section: str, settings: dict[str, Any], choices: dict[str, Any], default: str) -> Any:
@@ -220,12 +219,14 @@ def _chosen(section: str, settings: dict[str, Any], choices: dict[str, Any], def
 
 
 def _check_crop(config: Config) -> None:
-    """Check that half a crop of neighbours fits the network, in the words of the crop that was given."""
-    multiple = 2 * config.model.divisor
-    if config.pairs.name == "neighbours" and config.data.crop % multiple:
+    """Check that what pairs make of a crop fits the network, in terms of the crop that was given."""
+    crop = config.data.crop
+    size = config.pairs.network_crop(crop)
+    multiple = round(crop / size) * config.model.divisor
+    if size != crop and crop % multiple:
         raise UserError(
-            f"data.crop {config.data.crop}: pairs.name neighbours halves it, so for this network it must be a "
-            f"multiple of {multiple}"
+            f"data.crop {crop}: pairs.name {config.pairs.name} trains on {size} pixels of it, so for this network it "
+            f"must be a multiple of {multiple}"
         )
 
 

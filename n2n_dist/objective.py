@@ -1,4 +1,4 @@
-"""What is learned: the loss of the model on pairs of noisy images.
+"""The loss of the model on pairs of noisy images.
 
     L = pixel(f(x + n1), x + n2) + lambda * perceptual(f(x + n1), x + n2)
 
@@ -15,12 +15,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from n2n_dist.commands import command
 from n2n_dist.errors import UserError
 from n2n_dist.losses.perceptual import LAYERS, VGGFeatures, matched_perceptual, perceptual
-from n2n_dist.losses.pixel import LEARNS, pixel_loss
+from n2n_dist.losses.pixel import PIXEL_LOSSES
 from n2n_dist.noise import Noise
-from n2n_dist.pairs import Neighbours, Pair, PairSettings, neighbour_pair
+from n2n_dist.pairs.base import Pair, Pairs
 
 
 @dataclass
@@ -39,14 +38,19 @@ class LossSettings:
     """Safetensors file of VGG-16; default: the bundled weights (to relu3_3), torchvision's for deeper layers."""
 
     def __post_init__(self) -> None:
-        if self.pixel not in LEARNS:
-            raise UserError(f"loss.pixel {self.pixel!r}: must be one of {', '.join(LEARNS)}")
+        if self.pixel not in PIXEL_LOSSES:
+            raise UserError(f"loss.pixel {self.pixel!r}: must be one of {', '.join(PIXEL_LOSSES)}")
         if self.form not in ("plain", "averaged", "matched"):
             raise UserError(f"loss.form {self.form!r}: must be plain, averaged or matched")
         if not self.layers or not LAYERS.keys() >= set(self.layers):
             raise UserError(f"loss.layers {self.layers}: unknown or empty; choose from {', '.join(LAYERS)}")
         if not 0 <= self.perceptual < float("inf"):
             raise UserError(f"loss.perceptual {self.perceptual}: must be 0 or more")
+
+    @property
+    def needs_average(self) -> bool:
+        """Whether features are compared with those of the mean of all captures but the input."""
+        return self.form == "averaged" and self.perceptual > 0
 
     def extractor(self, channels: int) -> VGGFeatures | None:
         """Load the feature extractor, if the loss needs one."""
@@ -59,56 +63,38 @@ class LossSettings:
         return VGGFeatures(self.layers, Path(self.weights) if self.weights else None)
 
 
-def check_objective(noise: Noise, pairs: PairSettings, loss: LossSettings) -> None:
+def check_objective(noise: Noise, pairs: Pairs, loss: LossSettings) -> None:
     """Check that noise, pairs and loss can work together.
 
     Raises:
         UserError: names the setting that does not fit, and the remedy.
 
     """
-    if pairs.name == "synthetic" and not noise.adds_noise:
+    pairs.check(noise)
+    masked = PIXEL_LOSSES[loss.pixel].masked
+    if noise.loses_pixels and not masked and not pairs.supervised:
         raise UserError(
-            "noise.name none: pairs.name synthetic puts noise on clean images; choose a noise, or set pairs.name "
-            "to captures or neighbours for images that are noisy already"
+            f"loss.pixel {loss.pixel}: counts the pixels that noise.name {noise.name} has lost; use {noise.remedy}"
         )
-    if noise.loses_pixels:
-        if pairs.name != "synthetic":
-            raise UserError(
-                f"noise.name {noise.name}: pairs.name {pairs.name} has no mask of lost pixels; use synthetic"
-            )
-        if loss.pixel != "masked_l2" and not pairs.supervised:
-            raise UserError(
-                f"loss.pixel {loss.pixel}: counts the pixels that noise.name {noise.name} has lost; use {noise.remedy}"
-            )
-    elif loss.pixel == "masked_l2":
-        raise UserError(f"loss.pixel masked_l2: noise.name {noise.name} loses no pixels, only bernoulli does; use l2")
+    if masked and not noise.loses_pixels:
+        raise UserError(
+            f"loss.pixel {loss.pixel}: noise.name {noise.name} loses no pixels, only bernoulli does; use l2"
+        )
     if loss.perceptual == 0 or pairs.supervised:
         return
-    if loss.form == "averaged" and pairs.name != "captures":
+    if loss.form == "averaged" and not pairs.averages:
         raise UserError(f"loss.form averaged: needs pairs.name captures, not {pairs.name}; use matched or plain")
     if loss.form == "matched":
-        if pairs.name == "neighbours" or pairs.target == "mean":
-            chosen = "name neighbours" if pairs.name == "neighbours" else "target mean"
-            raise UserError(f"loss.form matched: the noise of pairs.{chosen} is not that of noise.name; use plain")
+        if pairs.unmatched:
+            raise UserError(f"loss.form matched: the noise of {pairs.unmatched} is not that of noise.name; use plain")
         if not noise.adds_noise:
             raise UserError(
                 "loss.form matched: needs the noise of the captures: noise.name=poisson-gaussian noise.lam=1/a "
-                f"noise.read=sqrt(b)/a (0 for b below 0), of the variance a x + b that {command('audit')} prints; "
+                "noise.read=sqrt(b)/a (0 for b below 0), of the noise variance a x + b that shards/audit.py prints; "
                 "where a is not above 0, noise.name=gaussian noise.sigma=255*sqrt(b)"
             )
-        if pairs.name == "captures" and isinstance(noise.level, Sequence):
+        if not pairs.adds_noise and isinstance(noise.level, Sequence):
             raise UserError(f"noise.{noise.level_name} {noise.level}: describes the captures; give one number")
-
-
-def images_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings) -> str:
-    """Return what the data set has to read, one of `n2n_dist.data.dataset.SOURCES`."""
-    if pairs.name == "captures":
-        if pairs.supervised:
-            return "supervised"
-        if pairs.target == "mean":
-            return "mean"
-        return "captures and mean" if loss.form == "averaged" and loss.perceptual > 0 else "captures"
-    return "image" if noise.adds_noise else "capture"
 
 
 def loss_terms(
@@ -125,11 +111,11 @@ def loss_terms(
 
     """
     prediction = model(pair.inputs)
-    parts = {"pixel": pixel_loss(settings.pixel, prediction, pair.targets, pair.mask, fraction)}
+    parts = {"pixel": PIXEL_LOSSES[settings.pixel](prediction, pair.targets, pair.mask, fraction)}
     parts["total"] = parts["pixel"]
-    if pair.neighbours is not None:
-        parts["consistency"] = _consistency(model, prediction, pair.targets, pair.neighbours)
-        parts["total"] = parts["total"] + pair.neighbours.gamma * fraction * parts["consistency"]
+    if pair.consistency is not None:
+        parts["consistency"] = pair.consistency(model, prediction)
+        parts["total"] = parts["total"] + pair.gamma * fraction * parts["consistency"]
     if features is not None:
         if settings.form == "matched" and pair.noise is not None:
             first, second = (pair.noise(prediction, f"noise-prediction-{draw}") for draw in (1, 2))
@@ -139,16 +125,3 @@ def loss_terms(
             parts["perceptual"] = perceptual(features, prediction, target)
         parts["total"] = parts["total"] + settings.perceptual * parts["perceptual"]
     return parts
-
-
-def _consistency(
-    model: nn.Module, prediction: torch.Tensor, targets: torch.Tensor, neighbours: Neighbours
-) -> torch.Tensor:
-    """Regularise neighbours: f(g1(y)) - g2(y) = g1(f(y)) - g2(f(y)) in the mean (Neighbor2Neighbor).
-
-    Without it the network would learn that neighbouring pixels of the clean image are alike.
-    """
-    # after the pass with gradients: autocast keeps the weights that it has cast, with or without their gradients
-    with torch.no_grad():
-        first, second = neighbour_pair(model(neighbours.images), neighbours.choice)
-    return (prediction - targets - (first - second)).square().mean()

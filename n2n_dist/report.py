@@ -32,7 +32,7 @@ def start(
     precision = "fp32" if backend.dtype is None else "bf16 autocast"
     targets = " (clean targets)" if config.pairs.supervised else ""
     noise = "of the images, which are taken as they are" if config.noise.name == "none" else config.noise.name
-    if config.pairs.name == "captures":
+    if not config.pairs.adds_noise:
         noise = "of the captures"
         if config.validation_sets():
             noise += "; PSNR is estimated from two of them (uPSNR), unless the shards hold clean references"

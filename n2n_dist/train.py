@@ -18,10 +18,11 @@ from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.checkpoint.manager import Checkpoints
 from n2n_dist.checkpoint.run_folder import RunLock
 from n2n_dist.config import Config
-from n2n_dist.data.dataset import RankOrder, open_data
+from n2n_dist.data.dataset import open_data
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.data.prefetch import Prefetcher
+from n2n_dist.data.sampler import RankOrder
 from n2n_dist.devices import autocast
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.batch import plan_batch
@@ -30,7 +31,7 @@ from n2n_dist.distributed.stragglers import Stragglers
 from n2n_dist.distributed.watchdog import Watchdog, peer_lost
 from n2n_dist.models.network import Network
 from n2n_dist.models.weights import LAST, save_model
-from n2n_dist.objective import images_to_read, loss_terms
+from n2n_dist.objective import loss_terms
 from n2n_dist.pairs import noisy_pair
 from n2n_dist.shards.index import Index
 from n2n_dist.training.batches import Batches
@@ -84,17 +85,15 @@ def _train(config: Config, dry_run: bool, lock: RunLock, watchdog: Watchdog, at_
     # processes, data and batch arithmetic: refused before anything large is allocated
     plan = plan_batch(config.data.batch, config.train.micro_batch)
     backend = Backend(plan, config.optim.clip, autocast_type(config.train.precision), config.train.threads, watchdog)
-    images = images_to_read(config.pairs, config.noise, config.loss)
+    seed, channels, averaged = config.run.seed, config.model.channels, config.loss.needs_average
     index, order, dataset = backend.run_on_all_ranks(
-        lambda: open_data(config.data, config.run.seed, config.model.channels, images, backend.machine_slots)
+        lambda: open_data(config.data, seed, channels, config.pairs, averaged, backend.machine_slots)
     )
     crop = config.pairs.network_crop(config.data.crop)
     nets = build_networks(config.model, crop, config.loss, config.train, backend)
-    sets, channels = config.validation_sets(), config.model.channels
+    sets = config.validation_sets()
     validation = backend.run_on_all_ranks(
-        lambda: Validation(
-            sets, config.noise, config.pairs.name, config.validate, channels, backend.device, config.data
-        )
+        lambda: Validation(sets, config.noise, config.pairs, config.validate, channels, backend.device, config.data)
     )
     optimizer = make_optimizer(nets.network, config.optim)
     checkpoints = Checkpoints(Path(config.run.dir), config.checkpoint, backend, lock.lost_error)

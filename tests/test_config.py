@@ -23,16 +23,22 @@ from n2n_dist.images.image import write_image
 from n2n_dist.models import MODELS as NETWORKS
 from n2n_dist.models.resunet import ResUNetSettings
 from n2n_dist.noise import MODELS, Bernoulli, Gaussian, NoNoise, Poisson, PoissonGaussian
+from n2n_dist.pairs import PAIRS, Synthetic
 from n2n_dist.scenes import Grouping
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = {
     field.name: getattr(config, str(field.type))
     for field in dataclasses.fields(Config)
-    if field.name not in ("noise", "model")
+    if field.name not in ("noise", "pairs", "model")
 }
 """Those that have one dataclass."""
-CLASSES = [*SECTIONS.values(), *MODELS.values(), *(network.settings_class for network in NETWORKS.values())]
+CLASSES = [
+    *SECTIONS.values(),
+    *MODELS.values(),
+    *PAIRS.values(),
+    *(network.settings_class for network in NETWORKS.values()),
+]
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -43,7 +49,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_nothing_given_is_all_defaults() -> None:
     defaults = {name: settings() for name, settings in SECTIONS.items()}
-    assert load(None) == Config(**defaults, noise=Gaussian(), model=ResUNetSettings())
+    assert load(None) == Config(**defaults, noise=Gaussian(), pairs=Synthetic(), model=ResUNetSettings())
 
 
 def test_the_command_line_goes_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
@@ -135,8 +141,11 @@ def test_images_of_real_pairs_are_taken_as_they_are_unless_a_noise_is_named() ->
         ("noise.sigma=[1,2,3]", r"^noise.sigma \[1, 2, 3\]: must be"),
         ("noise.sigma=much", "^noise.sigma 'much': must be"),
         ("noise.name=poisson noise.lam=0", "^noise.lam 0: must be"),
-        ("pairs.name=captive", "^pairs.name 'captive': must be synthetic, captures or neighbours"),
-        ("pairs.target=mean", "^pairs.target mean: pairs.name synthetic has no other captures; set it to one"),
+        (
+            "pairs.name=captive",
+            "^pairs.name 'captive': unknown .did you mean captures.; known are synthetic, captures, neig",
+        ),
+        ("pairs.target=mean", "^pairs.target: unknown setting; known are name, supervised"),
         ("noise.name=none", "^noise.name none: pairs.name synthetic puts noise on clean images; choose a noise"),
         ("noise.name=bernoulli", "^loss.pixel l1: counts the pixels that noise.name bernoulli has lost; use masked_l2"),
         ("noise.name=bernoulli noise.keep=1.5", "^noise.keep 1.5: must be"),
@@ -144,13 +153,13 @@ def test_images_of_real_pairs_are_taken_as_they_are_unless_a_noise_is_named() ->
         ("pairs.name=captures loss.form=matched", "^loss.form matched: needs the noise of the captures: noise.name="),
         (
             "pairs.name=neighbours data.crop=72",
-            "^data.crop 72: pairs.name neighbours halves it, .* multiple of 32$",
+            "^data.crop 72: pairs.name neighbours trains on 36 pixels of it, .* multiple of 32$",
         ),
         ("model.channels=5", "^model.channels 5: must be 1 to 4"),
         ("model.width=12", "^model.width 12: must be a multiple of 8"),
         ("model.depths=[]", r"^model.depths \[\]: give 1 to 6 numbers"),
         ("model.unshuffle=3", "^model.unshuffle 3: must be 1, 2 or 4"),
-        ("loss.pixel=l3", "^loss.pixel 'l3': must be one of l1, charbonnier, l2, masked_l2, relative_l2, l0"),
+        ("loss.pixel=l3", "^loss.pixel 'l3': must be one of l1, l2, charbonnier, l0, masked_l2, relative_l2"),
         ("loss.perceptual=-1", "^loss.perceptual -1.0: must be 0 or more"),
         ("optim.lr=0", "^optim.lr 0.0: must be above 0"),
         ("train.precision=fp16", "^train.precision 'fp16': must be auto, bf16 or fp32"),

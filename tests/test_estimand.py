@@ -1,7 +1,7 @@
 import pytest
 
 from n2n_dist.estimand import expectation
-from n2n_dist.losses.pixel import LEARNS
+from n2n_dist.losses.pixel import PIXEL_LOSSES
 from n2n_dist.noise import (
     MODELS,
     Bernoulli,
@@ -16,9 +16,10 @@ from n2n_dist.noise import (
     Text,
 )
 from n2n_dist.objective import LossSettings
-from n2n_dist.pairs import PairSettings
+from n2n_dist.pairs import Captures, Neighbours, Synthetic
+from n2n_dist.pairs.base import Pairs
 
-SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(name=source) for source in ("synthetic", "captures", "neighbours"))
+SYNTHETIC, CAPTURES, NEIGHBOURS = Synthetic(), Captures(), Neighbours()
 
 
 def pixels(name: str) -> LossSettings:
@@ -27,8 +28,8 @@ def pixels(name: str) -> LossSettings:
 
 @pytest.mark.parametrize("noise", MODELS.values())
 def test_the_remedy_of_every_noise_estimates_its_clean_image(noise: type[Noise]) -> None:
-    assert set(noise.clean) <= set(LEARNS.values())
-    assert LEARNS[noise.remedy] in noise.clean
+    assert set(noise.clean) <= {loss.estimates for loss in PIXEL_LOSSES.values()}
+    assert PIXEL_LOSSES[noise.remedy].estimates in noise.clean
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_the_remedy_of_every_noise_estimates_its_clean_image(noise: type[Noise])
     ],
     ids=str,
 )
-def test_what_is_the_clean_image_needs_no_warning(noise: Noise, pairs: PairSettings, pixel: str, learned: str) -> None:
+def test_what_is_the_clean_image_needs_no_warning(noise: Noise, pairs: Pairs, pixel: str, learned: str) -> None:
     found, warnings = expectation(noise, pairs, pixels(pixel))
     assert found.startswith(learned)
     assert found.endswith(": the clean image")
@@ -75,7 +76,7 @@ def test_what_is_the_clean_image_needs_no_warning(noise: Noise, pairs: PairSetti
     ids=str,
 )
 def test_what_is_not_is_warned_of_with_the_remedy(
-    noise: Noise, pairs: PairSettings, pixel: str, expected: tuple[str, ...]
+    noise: Noise, pairs: Pairs, pixel: str, expected: tuple[str, ...]
 ) -> None:
     found, (warning,) = expectation(noise, pairs, pixels(pixel))
     assert "clean image" not in found
@@ -100,5 +101,5 @@ def test_features_of_noisy_targets_are_biased_unless_matched() -> None:
 
 
 def test_clean_targets_need_no_warning() -> None:
-    supervised = PairSettings(supervised=True)
+    supervised = Synthetic(supervised=True)
     assert expectation(Poisson(), supervised, LossSettings()) == ("the median of clean images", [])

@@ -3,7 +3,7 @@ import torch
 
 from n2n_dist.errors import UserError
 from n2n_dist.losses.perceptual import matched_perceptual, perceptual
-from n2n_dist.losses.pixel import LEARNS
+from n2n_dist.losses.pixel import PIXEL_LOSSES
 from n2n_dist.noise import (
     Bernoulli,
     CorrelatedGaussian,
@@ -14,11 +14,14 @@ from n2n_dist.noise import (
     Poisson,
     PoissonGaussian,
 )
-from n2n_dist.objective import LossSettings, check_objective, images_to_read, loss_terms
-from n2n_dist.pairs import KeyedNoise, Neighbours, Pair, PairSettings, neighbour_pair
+from n2n_dist.noise.keyed import KeyedNoise
+from n2n_dist.objective import LossSettings, check_objective, loss_terms
+from n2n_dist.pairs import Captures, Neighbours, Synthetic
+from n2n_dist.pairs.base import Pair, Pairs
+from n2n_dist.pairs.neighbours import Consistency, subsample
 
-SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(name=source) for source in ("synthetic", "captures", "neighbours"))
-MEAN = PairSettings(name="captures", target="mean")
+SYNTHETIC, CAPTURES, NEIGHBOURS = Synthetic(), Captures(), Neighbours()
+MEAN = Captures(target="mean")
 MATCHED, AVERAGED = LossSettings(form="matched"), LossSettings(form="averaged")
 
 
@@ -47,7 +50,8 @@ def made_pair(positions: list[int], noise: Noise | None = None) -> Pair:
         mask,
         averaged,
         None if noise is None else KeyedNoise(noise, 0, positions),
-        Neighbours(large, choice, gamma=2.0),
+        Consistency(large, choice, targets),
+        gamma=2.0,
     )
 
 
@@ -78,7 +82,7 @@ def test_without_lambda_there_is_no_perceptual_part() -> None:
     assert "perceptual" not in parts
 
 
-@pytest.mark.parametrize("pixel", LEARNS)
+@pytest.mark.parametrize("pixel", PIXEL_LOSSES)
 @pytest.mark.parametrize("form", ["plain", "matched"])
 def test_losses_of_parts_average_to_that_of_the_batch(pixel: str, form: str) -> None:
     """Ranks and accumulation agree: every loss is a mean over each image first."""
@@ -97,7 +101,7 @@ def test_the_consistency_term_grows_and_has_one_side_without_gradient() -> None:
     found = {done: loss_terms(model, None, settings, pair, done) for done in (0.0, 0.5)}
     prediction = model(pair.inputs)
     with torch.no_grad():
-        first, second = neighbour_pair(model(pair.neighbours.images), pair.neighbours.choice)
+        first, second = subsample(model(pair.consistency.images), pair.consistency.choice)
     by_hand = (prediction - pair.targets - first + second).square().mean()
     for done, parts in found.items():
         torch.testing.assert_close(parts["consistency"], by_hand)
@@ -130,11 +134,11 @@ def test_neighbours_with_consistency_have_the_clean_image_at_rest_where_it_is_no
             self.contrast = torch.nn.Parameter(torch.ones(()))
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
-            known = clean if image.shape[-1] == 64 else neighbour_pair(clean, choice)[0]
+            known = clean if image.shape[-1] == 64 else subsample(clean, choice)[0]
             return 0.5 + self.contrast * (known - 0.5)
 
-    inputs, targets = neighbour_pair(noisy, choice)
-    pair = Pair(inputs, targets, neighbours=Neighbours(noisy, choice, 2.0))
+    inputs, targets = subsample(noisy, choice)
+    pair = Pair(inputs, targets, consistency=Consistency(noisy, choice, targets), gamma=2.0)
     parts = loss_terms(model := Perfect(), None, LossSettings(pixel="l2", perceptual=0), pair, 0.5)
     names = ("pixel", "consistency")
     pixel, consistency = (torch.autograd.grad(parts[name], model.contrast, retain_graph=True)[0] for name in names)
@@ -160,25 +164,10 @@ def test_forms_of_the_perceptual_term() -> None:
     torch.testing.assert_close(term(MATCHED, pair), perceptual(features, pair.inputs, pair.targets))
 
 
-@pytest.mark.parametrize(
-    ("pairs", "noise", "loss", "expected"),
-    [
-        (SYNTHETIC, Gaussian(), LossSettings(), "image"),
-        (PairSettings(supervised=True), Gaussian(), LossSettings(), "image"),
-        (CAPTURES, NoNoise(), LossSettings(), "captures"),
-        (CAPTURES, Gaussian(), MATCHED, "captures"),
-        (CAPTURES, NoNoise(), AVERAGED, "captures and mean"),
-        (CAPTURES, NoNoise(), LossSettings(form="averaged", perceptual=0), "captures"),
-        (MEAN, NoNoise(), AVERAGED, "mean"),
-        (PairSettings(name="captures", supervised=True), NoNoise(), AVERAGED, "supervised"),
-        (NEIGHBOURS, NoNoise(), LossSettings(), "capture"),
-        (NEIGHBOURS, Gaussian(), LossSettings(), "image"),
-    ],
-    ids=str,
-)
-def test_what_the_data_set_has_to_read(pairs: PairSettings, noise: Noise, loss: LossSettings, expected: str) -> None:
-    check_objective(noise, pairs, loss)
-    assert images_to_read(pairs, noise, loss) == expected
+def test_the_mean_of_captures_is_read_only_for_the_term_that_needs_it() -> None:
+    assert AVERAGED.needs_average
+    assert not LossSettings(form="averaged", perceptual=0).needs_average
+    assert not MATCHED.needs_average
 
 
 @pytest.mark.parametrize(
@@ -197,9 +186,7 @@ def test_what_the_data_set_has_to_read(pairs: PairSettings, noise: Noise, loss: 
     ],
     ids=str,
 )
-def test_what_cannot_work_together_is_refused(
-    noise: Noise, pairs: PairSettings, loss: LossSettings, message: str
-) -> None:
+def test_what_cannot_work_together_is_refused(noise: Noise, pairs: Pairs, loss: LossSettings, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_objective(noise, pairs, loss)
 
@@ -207,7 +194,7 @@ def test_what_cannot_work_together_is_refused(
 @pytest.mark.parametrize(
     ("noise", "pairs", "loss"),
     [
-        (Bernoulli(), PairSettings(supervised=True), LossSettings()),
+        (Bernoulli(), Synthetic(supervised=True), LossSettings()),
         (Bernoulli(), SYNTHETIC, LossSettings(pixel="masked_l2", form="matched")),
         (PoissonGaussian(), CAPTURES, MATCHED),
         (CorrelatedGaussian(), SYNTHETIC, MATCHED),
@@ -216,7 +203,7 @@ def test_what_cannot_work_together_is_refused(
     ],
     ids=str,
 )
-def test_what_can_is_not(noise: Noise, pairs: PairSettings, loss: LossSettings) -> None:
+def test_what_can_is_not(noise: Noise, pairs: Pairs, loss: LossSettings) -> None:
     check_objective(noise, pairs, loss)
 
 

@@ -47,7 +47,7 @@ def refusal(script: str, *arguments: object) -> str:
         (["data.crop=300"], "data.crop 300: "),
         (["data.shards=nowhere"], "nowhere: no such folder of shards; make one with: python shards/build.py"),
         (["data.validation=nowhere"], "nowhere: no such folder of shards"),
-        (["pairs.name=captures"], "has samples with one capture, pairs.name captures needs two; build the shards"),
+        (["pairs.name=captures"], "has samples with 1 capture(s), pairs.name captures needs 2; build the shards"),
         (["model.channels=1"], "has images of 3 channels, model.channels is 1; set it to that, or use other shards"),
         (["loss.perceptual=1", "loss.layers=[relu9_9]"], "relu9_9"),
         (["loss.perceptual=1", "loss.weights=nowhere.safetensors"], "nowhere.safetensors"),

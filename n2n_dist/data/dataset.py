@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from n2n_dist import rng
+from n2n_dist.data.batch import Batch
 from n2n_dist.data.order import Order
 from n2n_dist.errors import UserError
 from n2n_dist.images.image import Image
 from n2n_dist.shards.cache import GIB, Cache, SourceUnavailableError, location
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_window
-from n2n_dist.shards.records import Member
+from n2n_dist.shards.records import Member, Sample
 
 ATTEMPTS = 100
 """Most samples that are tried instead of a damaged one."""
 SYMMETRIES = 8
 """Of a square: a crop is seen in one of them."""
-SOURCES = {
-    "image": ["the first capture"],
-    "capture": ["a capture"],
-    "captures": ["a capture", "another capture"],
-    "mean": ["a capture", "the mean of all others"],
-    "captures and mean": ["a capture", "another capture", "the mean of all others"],
-    "supervised": ["a capture", "the clean reference"],
-}
-"""Images that can be read of a sample: one crop of each, all from the same window."""
 
 
 @dataclass
@@ -78,58 +70,45 @@ class DataSettings:
         return Cache(Path(self.cache) if self.cache else None, int(self.cache_gb * GIB), self.timeout)
 
 
-@dataclass
-class Batch:
-    """Crops of one rank's slice of a global batch, as they are stored."""
+class ImageSource(Protocol):
+    """Chooses the images of a sample that are read, see `n2n_dist.pairs.base.Pairs`."""
 
-    positions: np.ndarray
-    """Place of each sample in the run, int64 [B]."""
-    samples: np.ndarray
-    """Number of each sample in the index, int64 [B]."""
-    pixels: torch.Tensor
-    """uint8, uint16 or float32 [B, K, C, H, W]: the K images that one of `SOURCES` lists."""
-    black: np.ndarray
-    """Value that means no light in each sample, float64 [B]."""
-    white: np.ndarray
-    """Value that means full light, float64 [B]."""
-    bad: list[UserError] = field(default_factory=list)
-    """One message for each sample that could not be read and was replaced; zeros where its source is unavailable."""
+    name: str
+    min_captures: int
+    needs_reference: bool
 
-    def to(self, device: torch.device) -> Batch:
-        """Move the pixels to `device`, a GPU by way of page-locked memory: the copy goes on after the return."""
-        pixels = self.pixels.pin_memory() if device.type == "cuda" else self.pixels
-        return replace(self, pixels=pixels.to(device, non_blocking=True))
+    def image_count(self, averaged: bool) -> int:
+        """Return the number of images that `images` asks for."""
 
-    def normalised(self) -> torch.Tensor:
-        """Return float32 [B, K, C, H, W] with black at 0 and white at 1, not clipped.
-
-        The arithmetic is that of `Image.normalised`, so that the values are the same to the bit.
-        """
-
-        def level(values: np.ndarray) -> torch.Tensor:
-            level = torch.from_numpy(values.astype(np.float32)).view(-1, 1, 1, 1, 1)
-            return level.to(self.pixels.device, non_blocking=True)
-
-        images = self.pixels.to(torch.float32, copy=True)
-        return images.sub_(level(self.black)).div_(level(self.white - self.black))
+    def images(self, sample: Sample, turn: int, averaged: bool) -> list[list[Member]]:
+        """Choose members; those of an inner list are averaged."""
 
 
 class CropDataset(torch.utils.data.Dataset[Batch]):
     """Maps a list of (position, sample number) to a batch; a pure function of these and the seed."""
 
-    def __init__(self, index: Index, seed: int, crop: int, source: str, epoch: int | None = None) -> None:
+    def __init__(
+        self,
+        index: Index,
+        seed: int,
+        crop: int,
+        pairs: ImageSource,
+        averaged: bool = False,
+        epoch: int | None = None,
+    ) -> None:
         """Check that every sample can give what is asked for.
 
         Args:
             index: the shards.
             seed: keys the crop, the flips and the choice of captures.
             crop: height and width in pixels.
-            source: one of `SOURCES`. Captures take turns: in K (K - 1) epochs each of the K captures of a scene is
-                the input with every other one as the target once, starting anywhere.
+            pairs: chooses the images of a sample; of K captures by a turn that starts anywhere in [0, K (K - 1)) and
+                counts the epochs.
+            averaged: whether it adds the mean of all captures but the input.
             epoch: positions after which the order begins anew; default: the number of samples.
 
         Raises:
-            UserError: a shard has samples that are too small, or have no reference.
+            UserError: a shard has samples that are too small, or lack captures or a reference.
 
         """
         for path, shard in zip(index.paths, index.shards, strict=True):
@@ -138,16 +117,25 @@ class CropDataset(torch.utils.data.Dataset[Batch]):
                 raise UserError(
                     f"data.crop {crop}: {path} has tiles down to {height}x{width}; lower it, or leave small images out"
                 )
-            if source == "supervised" and not shard.clean:
-                raise UserError(f"pairs.supervised: {path} has samples without KEY.clean")
+            if shard.captures < pairs.min_captures:
+                raise UserError(
+                    f"data.shards: {path} has samples with {shard.captures} capture(s), pairs.name {pairs.name} needs "
+                    f"{pairs.min_captures}; build the shards with --captures folder, or set pairs.name=neighbours"
+                )
+            if pairs.needs_reference and not shard.clean:
+                raise UserError(
+                    f"data.shards: {path} has samples without KEY.clean, the clean target of pairs.name {pairs.name}; "
+                    "build them with --clean, or set pairs.supervised=false"
+                )
         self.index = index
         self.seed = seed
         self.crop = crop
-        self.source = source
+        self.pairs = pairs
+        self.averaged = averaged
         self.epoch = epoch or len(index)
         self.source_error: SourceUnavailableError | None = None
         """Why this process reads nothing more: samples of a source that is lost are not replaced."""
-        self.shape = (len(SOURCES[source]), index.shards[0].channels[0], crop, crop)
+        self.shape = (pairs.image_count(averaged), index.shards[0].channels[0], crop, crop)
 
     def bytes(self, samples: int) -> int:
         """Return the memory that the crops of so many samples need, of whatever type they are."""
@@ -225,63 +213,20 @@ class CropDataset(torch.utils.data.Dataset[Batch]):
         corner, symmetry = divmod(rng.integer(self.seed, position, "crop", tops * lefts * SYMMETRIES), SYMMETRIES)
         window = (*divmod(corner, lefts), self.crop, self.crop)
 
-        def read(member: Member) -> Image:
-            pixels = read_window(tar, sample, member, window)
-            return Image(_symmetry(pixels, symmetry), sample.black, sample.white)
-
-        if self.source == "image":
-            return [read(sample.captures[0])]
         count = len(sample.captures)
-        start = rng.integer(self.seed, number, "first-pair", max(1, count * (count - 1)))
-        first, *others = [sample.captures[k] for k in capture_order(count, start + position // self.epoch)]
-        match self.source:
-            case "capture":
-                return [read(first)]
-            case "captures":
-                return [read(first), read(others[0])]
-            case "supervised":
-                return [read(first), read(sample.clean or first)]
+        start = rng.integer(self.seed, number, "first-pair", count * (count - 1)) if count > 1 else 0
+        groups = self.pairs.images(sample, start + position // self.epoch, self.averaged)
+        crops: dict[int, Image] = {}
+        for member in (member for group in groups for member in group):
+            if member.offset not in crops:  # the mean of captures may hold the target too
+                pixels = _symmetry(read_window(tar, sample, member, window), symmetry)
+                crops[member.offset] = Image(pixels, sample.black, sample.white)
+        images = [[crops[member.offset] for member in group] for group in groups]
+        if all(len(group) == 1 for group in images):
+            return [image for (image,) in images]
         # a mean is no integer, so all are normalised
-        rest = [read(other).normalised() for other in others]
-        mean = np.mean(rest, axis=0, dtype=np.float32)
-        images = [mean] if self.source == "mean" else [rest[0], mean]
-        return [Image(image, 0.0, 1.0) for image in (read(first).normalised(), *images)]
-
-
-class RankOrder(torch.utils.data.Sampler[list[tuple[int, int]]]):
-    """One rank's slice of every batch, cut into micro-batches: lists of (position, sample number)."""
-
-    def __init__(self, order: Order, samples_seen: int, rank: int, world_size: int, micro_batch: int) -> None:
-        """Start after `samples_seen` samples."""
-        self.order = order
-        self.samples_seen = samples_seen
-        self.share = order.batch_size // world_size
-        self.first = rank * self.share
-        self.micro_batch = micro_batch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield without end; the loop counts steps."""
-        samples_seen = self.samples_seen
-        while True:
-            samples = self.at(samples_seen)
-            for start in range(0, self.share, self.micro_batch):
-                yield samples[start : start + self.micro_batch]
-            samples_seen += self.order.batch_size
-
-    def at(self, samples_seen: int) -> list[tuple[int, int]]:
-        """Return the slice of the batch that comes after `samples_seen` samples."""
-        numbers = self.order.batch(samples_seen, self.first, self.first + self.share)
-        return list(enumerate(numbers.tolist(), samples_seen + self.first))
-
-
-def capture_order(captures: int, turn: int) -> list[int]:
-    """Order the captures of a scene: input, target, all others.
-
-    In K (K - 1) consecutive turns every ordered pair of the K captures comes first once.
-    """
-    first, step = turn % captures, turn // captures
-    others = captures - 1
-    return [first, *((first + 1 + (step + k) % others) % captures for k in range(others))]
+        normalised = [np.stack([image.normalised() for image in group]) for group in images]
+        return [Image(group.mean(axis=0, dtype=np.float32), 0.0, 1.0) for group in normalised]
 
 
 def _symmetry(pixels: np.ndarray, symmetry: int) -> np.ndarray:
@@ -305,7 +250,7 @@ def folder_list(value: Any, name: str) -> list[Path | str]:
 
 
 def open_data(
-    settings: DataSettings, seed: int, channels: int, source: str, slots: range
+    settings: DataSettings, seed: int, channels: int, pairs: ImageSource, averaged: bool, slots: range
 ) -> tuple[Index, Order, CropDataset]:
     """Open the shards to train on, and check that they have what is asked for.
 
@@ -313,7 +258,8 @@ def open_data(
         settings: of the data.
         seed: of the run.
         channels: of every image.
-        source: of the crops, one of `SOURCES`.
+        pairs: chooses the images of a sample.
+        averaged: whether it adds the mean of all captures but the input.
         slots: of every batch, those that are read on this machine.
 
     Raises:
@@ -321,11 +267,10 @@ def open_data(
 
     """
     index = Index(folder_list(settings.shards, "data.shards"), settings.open_cache())
-    paired = source in ("captures", "mean", "captures and mean")
-    index.require("data.shards", channels, captures=2 if paired else 1)
+    index.require("data.shards", channels)
     order = Order(index.sizes, seed, settings.batch, settings.streams)
     index.require_room(-(-len(slots) * order.streams // order.batch_size))
-    return index, order, CropDataset(index, seed, settings.crop, source, order.samples_per_epoch)
+    return index, order, CropDataset(index, seed, settings.crop, pairs, averaged, order.samples_per_epoch)
 
 
 def is_tolerated(bad: float, samples: int, max_bad: float) -> bool:

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from n2n_dist import signals
-from n2n_dist.data.dataset import Batch, CropDataset, RankOrder
+from n2n_dist.data.batch import Batch
+from n2n_dist.data.dataset import CropDataset
+from n2n_dist.data.sampler import RankOrder
 from n2n_dist.errors import UserError
 
 PREFETCH = 4

@@ -92,13 +92,12 @@ class Index:
         """Return the number of samples."""
         return int(self._starts[-1])
 
-    def require(self, setting: str, channels: int, captures: int) -> None:
-        """Check channels and captures of every sample.
+    def require(self, setting: str, channels: int) -> None:
+        """Check the channels of every sample.
 
         Args:
             setting: key of the configuration that named the shards.
             channels: of every image.
-            captures: least number of captures of a sample.
 
         Raises:
             UserError: names the first shard that does not fit.
@@ -110,11 +109,6 @@ class Index:
                 raise UserError(
                     f"{setting}: {path} has images of {found} channels, model.channels is {channels}; set it to that, "
                     "or use other shards"
-                )
-            if shard.captures < captures:
-                raise UserError(
-                    f"{setting}: {path} has samples with one capture, pairs.name captures needs two; build the "
-                    "shards with --captures folder, or set pairs.name=neighbours"
                 )
 
     def require_room(self, streams: int) -> None:

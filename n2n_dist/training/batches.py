@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from n2n_dist.data.dataset import Batch
+from n2n_dist.data.batch import Batch
 from n2n_dist.devices import DeviceTimer
 from n2n_dist.errors import UserError
 from n2n_dist.shards.cache import SourceUnavailableError

@@ -14,7 +14,8 @@ import torch
 from n2n_dist.checkpoint.format import TrainState, describe_differences
 from n2n_dist.checkpoint.run_folder import OWNER
 from n2n_dist.commands import command
-from n2n_dist.data.dataset import CropDataset, RankOrder, is_tolerated
+from n2n_dist.data.dataset import CropDataset, is_tolerated
+from n2n_dist.data.sampler import RankOrder
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
 from n2n_dist.models.weights import BEST, LAST

@@ -20,6 +20,7 @@ from n2n_dist.inference.tile import denoise_tiled
 from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, decibels, psnr, ssim, unbiased_mse
 from n2n_dist.models.network import Network
 from n2n_dist.noise import Noise
+from n2n_dist.pairs.base import Pairs
 from n2n_dist.shards.cache import SourceUnavailableError
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_pixels
@@ -86,7 +87,7 @@ class Validation:
         self,
         sets: dict[str, Path | str],
         noise: Noise,
-        source: str,
+        pairs: Pairs,
         settings: ValidateSettings,
         channels: int,
         device: torch.device,
@@ -94,24 +95,24 @@ class Validation:
     ) -> None:
         self.sets = {name: Index([folder], data.open_cache()) for name, folder in sets.items()}
         for name, index in self.sets.items():
-            index.require(f"data.validation {name}", channels, captures=1)
+            index.require(f"data.validation {name}", channels)
             for path, shard in zip(index.paths, index.shards, strict=True):
                 if min(shard.smallest) < SMALLEST:
                     raise UserError(f"data.validation {name}: {path} has tiles below {SMALLEST} pixels; leave them out")
         self.max_bad = data.max_bad
         self.noise = noise
         # single images that are noisy already are compared as captures are
-        self.source = source if noise.adds_noise else "captures"
-        if self.source == "captures":
-            self._require_reference(source)
+        self.noisy = not (pairs.adds_noise and noise.adds_noise)
+        if self.noisy:
+            self._require_reference(pairs)
         elif settings.level is not None:
             noise.check_level("validate.level", settings.level, "")
         self.settings = settings
         self.device = device
         self.lpips = LPIPS().to(device) if self.sets and channels in (1, 3) else None
 
-    def _require_reference(self, source: str) -> None:
-        clean = "" if source == "captures" else "put noise on them if they are clean (noise.sigma=25), "
+    def _require_reference(self, pairs: Pairs) -> None:
+        clean = "" if not pairs.adds_noise else "put noise on them if they are clean (noise.sigma=25), "
         for name, index in self.sets.items():
             for path, shard in zip(index.paths, index.shards, strict=True):
                 if shard.captures < 2 and not shard.clean:
@@ -200,7 +201,7 @@ class Validation:
             return torch.from_numpy(pixels).permute(2, 0, 1).to(self.device)
 
         first = read(sample.captures[0])
-        if self.source == "captures":
+        if self.noisy:
             return _Pair(first, read(sample.clean or sample.captures[1]), clean=sample.clean is not None)
         level = self.noise.sample_level(0.5) if self.settings.level is None else self.settings.level
         noisy = self.noise(first, level, rng.generator(0, number, "validation", self.device))

@@ -14,21 +14,22 @@ from support.images import random_pixels
 from n2n_dist import rng
 from n2n_dist.building.build import build
 from n2n_dist.building.plan import Options
+from n2n_dist.data.batch import Batch
 from n2n_dist.data.dataset import (
-    SOURCES,
-    Batch,
     CropDataset,
     DataSettings,
-    RankOrder,
     _symmetry,
-    capture_order,
     folder_list,
 )
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
+from n2n_dist.data.sampler import RankOrder
 from n2n_dist.errors import UserError
 from n2n_dist.images.codecs import encode
 from n2n_dist.images.image import write_image
+from n2n_dist.pairs import Captures, Neighbours, Synthetic
+from n2n_dist.pairs.base import Pairs
+from n2n_dist.pairs.captures import capture_order
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards import open_files
 from n2n_dist.shards.index import Index
@@ -76,7 +77,7 @@ def decoded(crop: torch.Tensor) -> np.ndarray:
 
 
 def test_two_captures_of_one_scene_share_window_and_symmetry(coded: Index) -> None:
-    dataset = CropDataset(coded, seed=3, crop=8, source="captures")
+    dataset = CropDataset(coded, seed=3, crop=8, pairs=Captures())
     pairs, windows, orientations = set(), set(), set()
     for position in range(400):
         number, images, bad = read(dataset, position, position % 5)
@@ -101,7 +102,7 @@ def test_two_captures_of_one_scene_share_window_and_symmetry(coded: Index) -> No
 
 
 def test_a_single_image_is_its_first_capture(coded: Index) -> None:
-    dataset = CropDataset(coded, seed=0, crop=8, source="image")
+    dataset = CropDataset(coded, seed=0, crop=8, pairs=Synthetic())
     for position in range(20):
         crop = decoded(read(dataset, position, 1)[1])
         assert crop.shape == (1, 4, 8, 8)
@@ -110,7 +111,7 @@ def test_a_single_image_is_its_first_capture(coded: Index) -> None:
 
 def test_crops_depend_on_seed_and_position_alone(coded: Index) -> None:
     def crops(seed: int, positions: range) -> torch.Tensor:
-        dataset = CropDataset(coded, seed, 8, "captures")
+        dataset = CropDataset(coded, seed, 8, Captures())
         return torch.stack([read(dataset, position, 2)[1] for position in positions])
 
     torch.testing.assert_close(crops(0, range(20)), crops(0, range(20)), rtol=0, atol=0)
@@ -126,7 +127,7 @@ def test_supervised_pairs_are_a_capture_and_its_reference(tmp_path: Path) -> Non
         images = {f"{n}.png": encode(pixels, ".png") for n, pixels in enumerate(captures)}
         writer.write({"__key__": "a", **images, "clean.png": encode(clean, ".png")})
     write_index(tmp_path / "s")
-    dataset = CropDataset(Index([tmp_path / "s"]), 0, 16, "supervised")
+    dataset = CropDataset(Index([tmp_path / "s"]), 0, 16, Captures(supervised=True))
     seen = set()
     for position in range(20):
         noisy, reference = (np.sort(np.rint(image.numpy() * 255).ravel()) for image in read(dataset, position, 0)[1])
@@ -145,7 +146,7 @@ def test_every_ordered_pair_of_captures_has_its_turn_once(captures: int, turn: i
 def test_epochs_use_all_ordered_pairs_of_a_scene_alike(coded: Index) -> None:
     """The last sample of every epoch is dropped, so an epoch is shorter than the shards."""
     order = Order(coded.sizes, 0, 4)
-    dataset = CropDataset(coded, 3, 8, "captures", order.samples_per_epoch)
+    dataset = CropDataset(coded, 3, 8, Captures(), epoch=order.samples_per_epoch)
     seen: dict[int, list[tuple[int, ...]]] = {}
     for position in range(12 * order.samples_per_epoch):
         number = position % 4
@@ -157,25 +158,22 @@ def test_epochs_use_all_ordered_pairs_of_a_scene_alike(coded: Index) -> None:
 
 
 def test_the_mean_is_that_of_all_captures_but_the_input(coded: Index) -> None:
-    for source in SOURCES.keys() - {"supervised"}:
-        images = read(CropDataset(coded, seed=3, crop=8, source=source), 0, 1)[1]
-        assert images.shape == (len(SOURCES[source]), 4, 8, 8)
     for position in range(12):
-        first, mean = read(CropDataset(coded, 3, 8, "mean"), position, 1)[1] * 65535
-        both = read(CropDataset(coded, 3, 8, "captures and mean"), position, 1)[1] * 65535
+        first, mean = read(CropDataset(coded, 3, 8, Captures(target="mean")), position, 1)[1] * 65535
+        both = read(CropDataset(coded, 3, 8, Captures(), averaged=True), position, 1)[1] * 65535
         torch.testing.assert_close(both[[0, 2]], torch.stack([first, mean]))
         one, other = first[1, 0, 0].round(), both[1, 1, 0, 0].round()
         assert one != other
         torch.testing.assert_close(mean[1], torch.full((8, 8), (3 - one.item()) / 2), atol=1e-2, rtol=0)
         for image in (mean, both[1]):  # everything else is the same place of the same scene
             torch.testing.assert_close(image[[0, 2, 3]], first[[0, 2, 3]], atol=1e-2, rtol=0)
-    assert read(CropDataset(coded, 3, 8, "capture"), 5, 1)[1].shape == (1, 4, 8, 8)
-    singles = {read(CropDataset(coded, 3, 8, "capture"), 5 * k, 1)[1][0, 1, 0, 0].item() for k in range(3)}
+    assert read(CropDataset(coded, 3, 8, Neighbours()), 5, 1)[1].shape == (1, 4, 8, 8)
+    singles = {read(CropDataset(coded, 3, 8, Neighbours()), 5 * k, 1)[1][0, 1, 0, 0].item() for k in range(3)}
     assert len(singles) == 3
 
 
 def test_workers_do_not_change_the_crops(make_shards: Callable[..., Path]) -> None:
-    dataset = CropDataset(Index([make_shards(12, shard_samples=5)]), 0, 16, "image")
+    dataset = CropDataset(Index([make_shards(12, shard_samples=5)]), 0, 16, Synthetic())
     alone, helped = load(dataset, 5), load(dataset, 5, workers=2)
     for a, b in zip(alone, helped, strict=True):
         assert a.positions.tolist() == b.positions.tolist()
@@ -186,7 +184,7 @@ def test_workers_do_not_change_the_crops(make_shards: Callable[..., Path]) -> No
 
 
 def test_micro_batches_join_to_the_batch(make_shards: Callable[..., Path]) -> None:
-    dataset = CropDataset(Index([make_shards(12)]), 0, 16, "image")
+    dataset = CropDataset(Index([make_shards(12)]), 0, 16, Synthetic())
     (whole,) = load(dataset, 1, micro_batch=8)
     parts = load(dataset, 4, micro_batch=2)
     assert torch.equal(torch.cat([part.pixels for part in parts]), whole.pixels)
@@ -195,7 +193,7 @@ def test_micro_batches_join_to_the_batch(make_shards: Callable[..., Path]) -> No
 
 def test_damaged_sample_is_replaced_by_its_position_alone(make_shards: Callable[..., Path]) -> None:
     index = Index([make_shards(9, encoding="png", shard_samples=4)])
-    dataset = CropDataset(index, 0, 16, "image")
+    dataset = CropDataset(index, 0, 16, Synthetic())
     before = {position: read(dataset, position, position % 9)[1] for position in range(18)}
     key = damage(index, 4)
     for position, images in before.items():
@@ -211,15 +209,15 @@ def test_damaged_sample_is_replaced_by_its_position_alone(make_shards: Callable[
             assert not bad
     chosen = [read(dataset, position, 4)[0] for position in range(40)]
     assert set(chosen) == set(range(9)) - {4}
-    assert chosen == [read(CropDataset(index, 0, 16, "image"), position, 4)[0] for position in range(40)]
-    assert chosen != [read(CropDataset(index, 1, 16, "image"), position, 4)[0] for position in range(40)]
+    assert chosen == [read(CropDataset(index, 0, 16, Synthetic()), position, 4)[0] for position in range(40)]
+    assert chosen != [read(CropDataset(index, 1, 16, Synthetic()), position, 4)[0] for position in range(40)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damaged_samples_are_reported_with_the_batch(make_shards: Callable[..., Path], workers: int) -> None:
     index = Index([make_shards(8, encoding="png")])
     key = damage(index, 3)
-    batches = load(CropDataset(index, 0, 16, "image"), 2, workers)  # one epoch
+    batches = load(CropDataset(index, 0, 16, Synthetic()), 2, workers)  # one epoch
     named = [str(message) for batch in batches for message in batch.bad]
     assert named
     assert all(key in message for message in named)
@@ -233,8 +231,8 @@ def test_shards_with_nothing_readable_give_zeros_and_a_message(coded: Index) -> 
         tar, sample = coded.sample(number)
         with tar.open("r+b") as file:
             file.truncate(sample.captures[0].offset if number == 0 else tar.stat().st_size)
-    for source, images in (("image", 1), ("captures", 2)):
-        batch = CropDataset(coded, 0, 8, source)[[(6, 0)]]
+    for pairs, images in ((Synthetic(), 1), (Captures(), 2)):
+        batch = CropDataset(coded, 0, 8, pairs)[[(6, 0)]]
         assert torch.equal(batch.normalised(), torch.zeros(1, images, 4, 8, 8))
         assert batch.positions.tolist() == [6]
         assert len(batch.bad) == 1
@@ -244,7 +242,7 @@ def test_shards_with_nothing_readable_give_zeros_and_a_message(coded: Index) -> 
 def test_samples_of_a_tar_that_is_another_are_replaced(make_shards: Callable[..., Path]) -> None:
     folder = make_shards(4, shard_samples=2)
     shutil.copy(folder / "shard-000000.tar", folder / "shard-000001.tar")
-    dataset = CropDataset(Index([folder]), 0, 16, "image")
+    dataset = CropDataset(Index([folder]), 0, 16, Synthetic())
     for position in range(10):
         sample, images, bad = read(dataset, position, 2)
         assert sample in (0, 1)
@@ -259,7 +257,7 @@ def test_a_tar_cut_off_under_a_running_loader_loses_its_samples_and_no_others(
 ) -> None:
     monkeypatch.setattr(open_files, "TRUSTED", 0.0)
     index = Index([make_shards(16, encoding=encoding, shard_samples=8)])
-    dataset = CropDataset(index, 0, 16, "image")
+    dataset = CropDataset(index, 0, 16, Synthetic())
     before = {position: read(dataset, position, position)[1] for position in range(16)}
     tar, sample = index.sample(12)
     with tar.open("r+b") as file:
@@ -283,30 +281,32 @@ def test_a_tar_cut_off_under_a_running_loader_loses_its_samples_and_no_others(
 def test_what_the_shards_cannot_give_is_refused(make_shards: Callable[..., Path]) -> None:
     folder = make_shards(2, size=(40, 30, 3), tile=32)
     index = Index([folder])
-    CropDataset(index, 0, 30, "image")
+    CropDataset(index, 0, 30, Synthetic())
     with pytest.raises(UserError, match=rf"data\.crop 31: {folder}.*32x30"):
-        CropDataset(index, 0, 31, "image")
-    with pytest.raises(UserError, match=rf"pairs\.supervised: {folder}"):
-        CropDataset(index, 0, 16, "supervised")
+        CropDataset(index, 0, 31, Synthetic())
+    with pytest.raises(UserError, match=rf"data\.shards: {folder}.* has samples with 1 capture.* captures needs 2"):
+        CropDataset(index, 0, 16, Captures())
+    with pytest.raises(UserError, match=rf"data\.shards: {folder}.* without KEY\.clean, .* pairs\.supervised=false"):
+        CropDataset(index, 0, 16, Captures(supervised=True))
 
 
 def test_a_batch_has_one_message_for_each_replaced_sample(make_shards: Callable[..., Path]) -> None:
     index = Index([make_shards(9, encoding="png")])
     damaged = {number: damage(index, number) for number in (2, 5, 6, 7, 8)}
-    batch = CropDataset(index, 0, 16, "image")[[(5, 2), (6, 0), (7, 5)]]
+    batch = CropDataset(index, 0, 16, Synthetic())[[(5, 2), (6, 0), (7, 5)]]
     assert [message for key in (damaged[2], damaged[5]) for message in batch.bad if key in str(message)] == batch.bad
     assert batch.samples[1] == 0
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("source", ["image", "captures"])
-def test_crops_are_to_the_bit_what_read_pixels_gives(tmp_path: Path, dtype: type, source: str) -> None:
+@pytest.mark.parametrize("pairs", [Synthetic(), Captures()])
+def test_crops_are_to_the_bit_what_read_pixels_gives(tmp_path: Path, dtype: type, pairs: Pairs) -> None:
     for scene, capture in itertools.product(range(4), range(2)):
         pixels = random_pixels((20, 24, 3), dtype, 2 * scene + capture)
         write_image(tmp_path / "scenes" / str(scene) / f"{capture}.tif", pixels)
     build(tmp_path / "scenes", tmp_path / "shards", Options(Grouping("folder"), black=3.3, white=np.pi * 60))
     index = Index([tmp_path / "shards"])
-    dataset = CropDataset(index, 7, 16, source)
+    dataset = CropDataset(index, 7, 16, pairs)
     places = [(position, position % 4) for position in range(100, 140)]
     batch = dataset[places]
     assert batch.pixels.numpy().dtype == dtype
@@ -315,7 +315,7 @@ def test_crops_are_to_the_bit_what_read_pixels_gives(tmp_path: Path, dtype: type
     for (position, number), image in zip(places, images, strict=True):
         tar, sample = index.sample(number)
         members = [sample.captures[0]]
-        if source == "captures":
+        if pairs.name == "captures":
             first = capture_order(2, rng.integer(7, number, "first-pair", 2) + position // 4)[0]
             members = [sample.captures[first], sample.captures[1 - first]]
         top, left, flip, turns = np.unravel_index(rng.integer(7, position, "crop", 5 * 9 * 8), (5, 9, 2, 4))
@@ -330,7 +330,7 @@ def test_samples_of_several_types_and_ranges_share_a_batch(tmp_path: Path) -> No
         for number in range(3):
             write_image(tmp_path / name / f"{number}.tif", random_pixels((20, 20, 1), dtype, number))
         build(tmp_path / name, tmp_path / f"{name}-shards", Options(white=white))
-    dataset = CropDataset(Index([tmp_path / f"{name}-shards" for name in "abc"]), 0, 16, "image")
+    dataset = CropDataset(Index([tmp_path / f"{name}-shards" for name in "abc"]), 0, 16, Synthetic())
     for numbers in ((0, 3, 6), (3, 0, 6), (6, 1, 7), (2, 1, 0)):
         places = [(position, number) for position, number in enumerate(numbers)]
         batch = dataset[places]

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from n2n_dist.data.dataset import Batch, CropDataset, RankOrder
+from n2n_dist.data.batch import Batch
+from n2n_dist.data.dataset import CropDataset
 from n2n_dist.data.loader import IN_USE, PREFETCH, Address, Buffers, copied_ahead, make_loader
 from n2n_dist.data.order import Order
+from n2n_dist.data.sampler import RankOrder
+from n2n_dist.pairs import Synthetic
 from n2n_dist.shards.index import Index
 
 CPU = torch.device("cpu")
@@ -21,7 +24,7 @@ COUNT = 2 * (PREFETCH + IN_USE) + 3
 
 @pytest.fixture
 def expected(make_shards: Callable[..., Path]) -> tuple[CropDataset, list[Batch]]:
-    dataset = CropDataset(Index([make_shards(12)]), 0, 16, "image")
+    dataset = CropDataset(Index([make_shards(12)]), 0, 16, Synthetic())
     places = itertools.islice(RankOrder(Order(dataset.index.sizes, 0, 4), 0, 0, 1, 4), COUNT)
     return dataset, [dataset[cut] for cut in places]
 
@@ -102,11 +105,13 @@ def test_every_batch_is_handed_over_once_and_in_order(expected: tuple[CropDatase
 def test_a_program_that_ends_early_ends_its_workers(make_shards: Callable[..., Path]) -> None:
     code = f"""
 import sys, torch
-from n2n_dist.data.dataset import CropDataset, RankOrder
+from n2n_dist.data.dataset import CropDataset
+from n2n_dist.data.sampler import RankOrder
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
+from n2n_dist.pairs import Synthetic
 from n2n_dist.shards.index import Index
-dataset = CropDataset(Index([{str(make_shards(12))!r}]), 0, 16, "image")
+dataset = CropDataset(Index([{str(make_shards(12))!r}]), 0, 16, Synthetic())
 batches = make_loader(dataset, RankOrder(Order(dataset.index.sizes, 0, 4), 0, 0, 1, 4), 1, torch.device("cpu"))
 next(batches)
 sys.exit(3)

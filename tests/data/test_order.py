@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from n2n_dist.data.dataset import RankOrder
 from n2n_dist.data.order import Order
+from n2n_dist.data.sampler import RankOrder
 from n2n_dist.errors import UserError
 from n2n_dist.rng import permutation
 

@@ -18,11 +18,14 @@ import pytest
 import torch
 from support.servers import Fault, s3, serve, upload
 
-from n2n_dist.data.dataset import Batch, CropDataset, DataSettings, RankOrder, open_data
+from n2n_dist.data.batch import Batch
+from n2n_dist.data.dataset import CropDataset, DataSettings, open_data
 from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.data.prefetch import Prefetcher
+from n2n_dist.data.sampler import RankOrder
 from n2n_dist.errors import UserError
+from n2n_dist.pairs import Synthetic
 from n2n_dist.shards.cache import TRIES, Cache, RemoteFile, SourceUnavailableError, location
 from n2n_dist.shards.index import Index
 
@@ -305,7 +308,7 @@ def test_what_others_keep_in_the_folder_stays(tmp_path: Path) -> None:
 def batches(index: Index, count: int, workers: int = 0, ahead: bool = False, seen: int = 0) -> list[Batch]:
     """Load from the order on, as a run of one rank would."""
     order = Order(index.sizes, 0, 8, streams=2)
-    dataset = CropDataset(index, 0, 16, "image")
+    dataset = CropDataset(index, 0, 16, Synthetic())
     loader = make_loader(dataset, RankOrder(order, seen, 0, 1, 8), workers, torch.device("cpu"))
     prefetcher = Prefetcher(index, order, seen, range(8))
     if ahead:
@@ -395,11 +398,11 @@ def test_a_cache_too_small_for_what_is_in_use_at_once_is_refused(
     with pytest.raises(
         UserError, match=r"data.cache_gb 2e-05: 4 shards are in use at once .* takes 9\.7\d?e-05; give more"
     ):
-        open_data(settings, 0, 3, "image", range(4))
+        open_data(settings, 0, 3, Synthetic(), False, range(4))
     settings.cache_gb = 5e-5
-    open_data(settings, 0, 3, "image", range(1))  # a machine of several reads less
+    open_data(settings, 0, 3, Synthetic(), False, range(1))  # a machine of several reads less
     settings.shards = str(folder)
-    open_data(settings, 0, 3, "image", range(4))
+    open_data(settings, 0, 3, Synthetic(), False, range(4))
 
 
 @pytest.mark.parametrize(

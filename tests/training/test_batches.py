@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from n2n_dist.data.dataset import Batch
+from n2n_dist.data.batch import Batch
 from n2n_dist.errors import UserError
 from n2n_dist.shards.cache import SourceUnavailableError
 from n2n_dist.training.batches import Batches

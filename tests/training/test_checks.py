@@ -10,11 +10,13 @@ import torch
 
 from n2n_dist.checkpoint.format import TrainState
 from n2n_dist.checkpoint.run_folder import OWNER
-from n2n_dist.data.dataset import CropDataset, RankOrder
+from n2n_dist.data.dataset import CropDataset
 from n2n_dist.data.order import Order
+from n2n_dist.data.sampler import RankOrder
 from n2n_dist.devices import DeviceTimer
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
+from n2n_dist.pairs import Synthetic
 from n2n_dist.shards.index import Index
 from n2n_dist.training import checks
 from n2n_dist.training.batches import Reading
@@ -31,7 +33,7 @@ def test_the_first_step_that_is_not_finite_is_named_with_its_samples(
     backend: Backend, make_shards: Callable[..., Path], value: float
 ) -> None:
     index = Index([make_shards(8)])
-    data, order = CropDataset(index, 0, 32, "image"), RankOrder(Order(index.sizes, 0, 8), 0, 0, 1, 8)
+    data, order = CropDataset(index, 0, 32, Synthetic()), RankOrder(Order(index.sizes, 0, 8), 0, 0, 1, 8)
     log = StepLog(backend, batches_per_epoch=1)
     for loss in (1.0, value, math.nan):
         log.add({"total": torch.tensor(loss)}, torch.tensor(1.0), Reading(DeviceTimer(backend.device)))

@@ -14,6 +14,7 @@ from n2n_dist.errors import UserError
 from n2n_dist.images.image import write_image
 from n2n_dist.models.resunet import ResUNet, ResUNetSettings
 from n2n_dist.noise import Bernoulli, Gaussian, NoNoise, Poisson
+from n2n_dist.pairs import Captures, Neighbours, Synthetic
 from n2n_dist.scenes import Grouping
 from n2n_dist.shards.index import Index
 from n2n_dist.training.validation import ValidateSettings, Validation, selection_score
@@ -30,7 +31,7 @@ def untrained() -> ResUNet:
 
 def test_numbers_are_those_of_the_noise_and_do_not_change(backend: Backend, untrained: ResUNet) -> None:
     validation = Validation(
-        {"demo": DEMO}, Gaussian(sigma=25.0), "synthetic", ValidateSettings(images=3, panels=2), 3, CPU, DataSettings()
+        {"demo": DEMO}, Gaussian(sigma=25.0), Synthetic(), ValidateSettings(images=3, panels=2), 3, CPU, DataSettings()
     )
     scores, panels = validation.run(untrained, backend)
     assert list(scores) == ["demo/noisy_psnr", "demo/psnr", "demo/ssim", "demo/lpips"]
@@ -53,7 +54,7 @@ def test_a_range_is_measured_at_its_middle_or_at_the_given_level(
     backend: Backend, untrained: ResUNet, noise: Gaussian, level: float | None, sigma: float
 ) -> None:
     settings = ValidateSettings(images=1, level=level)
-    _, panels = Validation({"demo": DEMO}, noise, "synthetic", settings, 3, CPU, DataSettings()).run(untrained, backend)
+    _, panels = Validation({"demo": DEMO}, noise, Synthetic(), settings, 3, CPU, DataSettings()).run(untrained, backend)
     noisy, _, reference = panels["demo"][0]
     assert (noisy - reference).std().item() == pytest.approx(sigma / 255, rel=0.01)
 
@@ -69,7 +70,7 @@ def test_captures_without_a_reference_give_an_unbiased_estimate(
             write_image(tmp_path / f"scenes/{scene}/{capture}.tif", (clean + field).numpy())
     build(tmp_path / "scenes", tmp_path / "captures", Options(Grouping("folder"), white=1.0))
     validation = Validation(
-        {"own": tmp_path / "captures"}, Gaussian(), "captures", ValidateSettings(), 3, CPU, DataSettings()
+        {"own": tmp_path / "captures"}, Gaussian(), Captures(), ValidateSettings(), 3, CPU, DataSettings()
     )
     scores, panels = validation.run(untrained, backend)
     assert len(panels["own"]) == 2
@@ -87,30 +88,30 @@ def test_captures_without_a_reference_give_an_unbiased_estimate(
         write_image(tmp_path / f"scenes/{scene}/clean.tif", torch.full((32, 32, 3), value).numpy())
     build(tmp_path / "scenes", tmp_path / "with_clean", Options(Grouping("folder", clean="clean"), white=1.0))
     sets = {"own": tmp_path / "with_clean"}
-    scores, _ = Validation(sets, Gaussian(), "captures", ValidateSettings(), 3, CPU, DataSettings()).run(
+    scores, _ = Validation(sets, Gaussian(), Captures(), ValidateSettings(), 3, CPU, DataSettings()).run(
         untrained, backend
     )
     assert list(scores) == ["own/noisy_psnr", "own/psnr", "own/ssim", "own/lpips"]
     assert scores["own/noisy_psnr"] == pytest.approx(28.13, abs=0.2)
 
     with pytest.raises(UserError, match=r"data.validation single: .* has single images, nothing to compare them with"):
-        Validation({"single": make_shards(2)}, Gaussian(), "captures", ValidateSettings(), 3, CPU, DataSettings())
+        Validation({"single": make_shards(2)}, Gaussian(), Captures(), ValidateSettings(), 3, CPU, DataSettings())
 
 
 def test_single_noisy_images_are_compared_with_their_reference_if_they_have_one(
     backend: Backend, untrained: ResUNet, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"data.validation single: .* has single images, .*\(noise.sigma=25\), or set"):
-        Validation({"single": make_shards(2)}, NoNoise(), "neighbours", ValidateSettings(), 3, CPU, DataSettings())
+        Validation({"single": make_shards(2)}, NoNoise(), Neighbours(), ValidateSettings(), 3, CPU, DataSettings())
     for name, value in (("noisy", 0.5), ("clean", 0.6)):
         write_image(tmp_path / f"scenes/0/{name}.tif", torch.full((32, 32, 3), value).numpy())
     build(tmp_path / "scenes", tmp_path / "own", Options(Grouping("folder", clean="clean"), white=1.0))
     sets = {"own": tmp_path / "own"}
-    supervised = Validation(sets, NoNoise(), "captures", ValidateSettings(), 3, CPU, DataSettings())
+    supervised = Validation(sets, NoNoise(), Captures(), ValidateSettings(), 3, CPU, DataSettings())
     assert supervised.run(untrained, backend)[0]["own/psnr"] == pytest.approx(20, abs=0.01)
-    real = Validation(sets, NoNoise(), "neighbours", ValidateSettings(), 3, CPU, DataSettings())
+    real = Validation(sets, NoNoise(), Neighbours(), ValidateSettings(), 3, CPU, DataSettings())
     assert real.run(untrained, backend)[0]["own/psnr"] == pytest.approx(20, abs=0.01)
-    added = Validation(sets, Gaussian(), "neighbours", ValidateSettings(), 3, CPU, DataSettings())
+    added = Validation(sets, Gaussian(), Neighbours(), ValidateSettings(), 3, CPU, DataSettings())
     assert added.run(untrained, backend)[0]["own/noisy_psnr"] == pytest.approx(20.17, abs=0.2)
 
 
@@ -119,7 +120,7 @@ def test_a_black_tile_does_not_make_the_mean_infinite(backend: Backend, untraine
         write_image(tmp_path / f"images/{name}.tif", torch.full((32, 32, 3), value).numpy())
     build(tmp_path / "images", tmp_path / "own", Options(white=1.0))
     validation = Validation(
-        {"own": tmp_path / "own"}, Poisson(lam=30.0), "synthetic", ValidateSettings(), 3, CPU, DataSettings()
+        {"own": tmp_path / "own"}, Poisson(lam=30.0), Synthetic(), ValidateSettings(), 3, CPU, DataSettings()
     )
     scores, _ = validation.run(untrained, backend)
     assert scores["own/noisy_psnr"] == pytest.approx((100 + 20) / 2, abs=0.3)  # 10 log10(30 / 0.3)
@@ -128,19 +129,19 @@ def test_a_black_tile_does_not_make_the_mean_infinite(backend: Backend, untraine
 
 def test_a_level_that_the_noise_cannot_have_is_refused() -> None:
     with pytest.raises(UserError, match=r"validate.level 25.0: must be a finite number >= 0.001 and <= 1$"):
-        Validation({"demo": DEMO}, Bernoulli(), "synthetic", ValidateSettings(level=25.0), 3, CPU, DataSettings())
+        Validation({"demo": DEMO}, Bernoulli(), Synthetic(), ValidateSettings(level=25.0), 3, CPU, DataSettings())
 
 
 def test_shards_of_another_number_of_channels_are_refused(make_shards: Callable[..., Path]) -> None:
     grey = make_shards(2, size=(40, 36, 1))
     with pytest.raises(UserError, match=r"data.validation grey: .* images of 1 channels, model.channels is 3"):
-        Validation({"grey": grey}, Gaussian(), "synthetic", ValidateSettings(), 3, CPU, DataSettings())
+        Validation({"grey": grey}, Gaussian(), Synthetic(), ValidateSettings(), 3, CPU, DataSettings())
 
 
 def test_two_channels_have_no_lpips(backend: Backend, make_shards: Callable[..., Path]) -> None:
     pair = make_shards(2, size=(40, 36, 2))
     model = ResUNet(ResUNetSettings(channels=2, width=8, depths=[1]), crop=32).eval()
-    scores, _ = Validation({"pair": pair}, Poisson(), "synthetic", ValidateSettings(), 2, CPU, DataSettings()).run(
+    scores, _ = Validation({"pair": pair}, Poisson(), Synthetic(), ValidateSettings(), 2, CPU, DataSettings()).run(
         model, backend
     )
     assert list(scores) == ["pair/noisy_psnr", "pair/psnr", "pair/ssim"]
@@ -155,7 +156,7 @@ def test_an_unreadable_sample_is_replaced_and_named_up_to_the_tolerated_share(
 
     def measure(max_bad: float) -> dict[str, float]:
         data = DataSettings(max_bad=max_bad)
-        return Validation({"own": folder}, Gaussian(), "synthetic", settings, 3, CPU, data).run(untrained, backend)[0]
+        return Validation({"own": folder}, Gaussian(), Synthetic(), settings, 3, CPU, data).run(untrained, backend)[0]
 
     def damage(number: int) -> str:
         tar, sample = index.sample(number)
@@ -186,7 +187,7 @@ def test_an_unreadable_sample_is_replaced_and_named_up_to_the_tolerated_share(
 
 
 def test_no_set_is_nothing_to_do(backend: Backend, untrained: ResUNet) -> None:
-    validation = Validation({}, Gaussian(), "synthetic", ValidateSettings(), 3, CPU, DataSettings())
+    validation = Validation({}, Gaussian(), Synthetic(), ValidateSettings(), 3, CPU, DataSettings())
     assert validation.run(untrained, backend) == ({}, {})
 
 
@@ -215,7 +216,7 @@ def test_an_estimated_error_below_zero_is_a_bound_and_not_the_best_by_luck(
         write_image(tmp_path / f"scenes/0/{number}.tif", (0.4 + noise).numpy())
     build(tmp_path / "scenes", tmp_path / "own", Options(Grouping("folder"), white=1.0))
     sets = {"own": tmp_path / "own"}
-    validation = Validation(sets, NoNoise(), "captures", ValidateSettings(), 1, CPU, DataSettings())
+    validation = Validation(sets, NoNoise(), Captures(), ValidateSettings(), 1, CPU, DataSettings())
     scores, _ = validation.run(Grey(ResUNetSettings(channels=1, width=8, depths=[1]), crop=32).eval(), backend)
     assert scores["own/upsnr_high"] == math.inf
     assert (scores["own/upsnr"] == scores["own/upsnr_low"]) == (error < 0)
@@ -228,7 +229,7 @@ def test_what_is_brighter_than_white_is_not_clipped_away(backend: Backend, tmp_p
     build(tmp_path / "images", tmp_path / "own", Options(white=1.0))
     model = ResUNet(ResUNetSettings(channels=1, width=8, depths=[1]), crop=32).eval()  # returns its input
     sets = {"own": tmp_path / "own"}
-    validation = Validation(sets, Gaussian(sigma=10.0), "synthetic", ValidateSettings(), 1, CPU, DataSettings())
+    validation = Validation(sets, Gaussian(sigma=10.0), Synthetic(), ValidateSettings(), 1, CPU, DataSettings())
     scores, _ = validation.run(model, backend)
     assert scores["own/psnr"] == pytest.approx(28.13, abs=0.2)  # 20 log10(255 / 10)
 

@@ -7,12 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from n2n_dist.data.dataset import Batch
+from n2n_dist.data.batch import Batch
 from n2n_dist.errors import UserError
 from n2n_dist.noise import MODELS, Bernoulli, Gaussian, Noise, NoNoise, Poisson
-from n2n_dist.pairs import FIRST, SECOND, Pair, PairSettings, neighbour_pair, noisy_pair
+from n2n_dist.pairs import Captures, Neighbours, Synthetic, noisy_pair
+from n2n_dist.pairs.base import Pair, Pairs
+from n2n_dist.shards.records import Member, Sample
 
-SYNTHETIC, CAPTURES, NEIGHBOURS = (PairSettings(name=source) for source in ("synthetic", "captures", "neighbours"))
+SYNTHETIC, CAPTURES, NEIGHBOURS = Synthetic(), Captures(), Neighbours()
 
 
 def make_batch(positions: list[int], captures: int = 1, size: int = 64, value: float | None = 0.5) -> Batch:
@@ -24,6 +26,11 @@ def make_batch(positions: list[int], captures: int = 1, size: int = 64, value: f
         images.fill_(value)
     count = len(positions)
     return Batch(np.array(positions), np.array(positions), images, np.zeros(count), np.ones(count))
+
+
+def make_sample(captures: int) -> Sample:
+    members = [Member("png", offset=number, size=1) for number in range(captures)]
+    return Sample("a", members, Member("png", 99, 1), (8, 8, 1), "uint8", 0.0, 255.0)
 
 
 def sides(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,13 +62,13 @@ def test_both_fields_of_a_sample_share_one_level_of_the_range(noise: Noise) -> N
 
 @pytest.mark.parametrize("noise", [cls() for cls in MODELS.values()], ids=str)
 @pytest.mark.parametrize("pairs", [SYNTHETIC, CAPTURES, NEIGHBOURS], ids=lambda pairs: pairs.name)
-def test_pairs_depend_on_position_and_seed_alone(noise: Noise, pairs: PairSettings) -> None:
+def test_pairs_depend_on_position_and_seed_alone(noise: Noise, pairs: Pairs) -> None:
     """So they are the same for any number of ranks, micro-batches and workers."""
     positions, captures = [3, 9, 10**9, 4], 2 if pairs is CAPTURES else 1
 
     def made(positions: list[int], seed: int = 1) -> dict[str, Any]:
         pair = noisy_pair(make_batch(positions, captures, size=16, value=None), noise, pairs, seed)
-        others = {"mask": pair.mask, "neighbours": pair.neighbours and pair.neighbours.choice}
+        others = {"mask": pair.mask, "neighbours": pair.consistency and pair.consistency.choice}
         drawn = pair.noise and pair.noise(pair.inputs, "noise-prediction-1")
         return {"inputs": pair.inputs, "targets": pair.targets, "drawn": drawn, **others}
 
@@ -103,7 +110,7 @@ def test_noise_is_added_to_the_image_and_the_image_is_left_alone() -> None:
 def test_supervised_pairs_have_the_clean_target_and_the_same_input() -> None:
     batch = make_batch([0, 1], value=None)
     for noise in (Gaussian(), Bernoulli()):
-        pair = noisy_pair(batch, noise, PairSettings(supervised=True), seed=0)
+        pair = noisy_pair(batch, noise, Synthetic(supervised=True), seed=0)
         assert torch.equal(pair.inputs, noisy_pair(batch, noise, SYNTHETIC, seed=0).inputs)
         assert torch.equal(pair.targets, batch.pixels[:, 0])
         assert pair.mask is None  # every pixel of a clean target counts
@@ -122,55 +129,50 @@ def test_captures_are_taken_as_they_are() -> None:
             assert pair.averaged is None
 
 
-def test_neighbours_are_of_one_image_with_or_without_added_noise() -> None:
-    batch = make_batch([0, 1], size=8, value=None)
-    for noise in (NoNoise(), Gaussian()):
-        pair = noisy_pair(batch, noise, NEIGHBOURS, seed=0)
-        assert pair.inputs.shape == pair.targets.shape == (2, 3, 4, 4)
-        assert torch.equal(pair.neighbours.images, batch.pixels[:, 0]) == isinstance(noise, NoNoise)
-        assert pair.neighbours.gamma == 2
-        again = neighbour_pair(pair.neighbours.images, pair.neighbours.choice)
-        assert all(torch.equal(a, b) for a, b in zip(sides(pair), again, strict=True))
-
-
-@given(channels=st.integers(1, 4), height=st.integers(2, 9), width=st.integers(2, 9), seed=st.integers(0, 2**32))
-def test_two_different_pixels_of_every_cell_that_touch(channels: int, height: int, width: int, seed: int) -> None:
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    image = torch.stack([rows, columns, torch.zeros_like(rows), rows - columns])[:channels].expand(2, -1, -1, -1)
-    where = torch.stack([rows, columns]).expand(2, -1, -1, -1)
-    size = (2, height // 2, width // 2)
-    choice = torch.randint(8, size, generator=torch.Generator().manual_seed(seed))
-    first, second = neighbour_pair(where, choice)
-    assert first.shape == second.shape == (2, 2, height // 2, width // 2)
-    for side in (first, second):  # each in its own cell
-        assert torch.equal(side // 2, where[:, :, : height // 2 * 2 : 2, : width // 2 * 2 : 2] // 2)
-    assert torch.equal((first - second).abs().sum(1), torch.ones(size, dtype=torch.int64))
-    for side, place in zip(neighbour_pair(image, choice), (first, second), strict=True):
-        batch = torch.arange(2)[:, None, None]
-        assert torch.equal(side, image[batch, :, place[:, 0], place[:, 1]].permute(0, 3, 1, 2))
-
-
-def test_all_eight_neighbour_pairs_are_drawn_alike() -> None:
-    assert len(set(zip(FIRST, SECOND, strict=True))) == 8
-    choice = noisy_pair(make_batch(list(range(40)), size=32), NoNoise(), NEIGHBOURS, seed=0).neighbours.choice
-    counts = torch.bincount(choice.flatten(), minlength=8)
-    expected = choice.numel() / 8
-    assert len(counts) == 8
-    assert (counts - expected).abs().max() < 4 * math.sqrt(expected * 7 / 8)
-
-
-def test_pair_settings_out_of_range_are_refused() -> None:
-    for values, message in (
-        ({"name": "pictures"}, r"pairs\.name 'pictures': must be synthetic, captures or neighbours"),
-        ({"target": "both"}, r"pairs\.target 'both': must be one or mean"),
-        ({"target": "mean"}, r"pairs\.target mean: pairs\.name synthetic has no other captures; set it to one"),
-        ({"gamma": -1.0}, r"pairs\.gamma -1\.0: must be 0 or more"),
-        ({"name": "neighbours", "supervised": True}, r"pairs\.supervised true: .* no clean image; use synthetic"),
-    ):
-        with pytest.raises(UserError, match=message):
-            PairSettings(**values)
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (Captures, {"target": "both"}, r"pairs\.target 'both': must be one or mean"),
+        (Neighbours, {"gamma": -1.0}, r"pairs\.gamma -1\.0: must be 0 or more"),
+    ],
+)
+def test_settings_out_of_range_are_refused(cls: type[Pairs], values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cls(**values)
 
 
 def test_the_network_sees_half_of_a_crop_of_neighbours() -> None:
     assert NEIGHBOURS.network_crop(64) == 32
     assert SYNTHETIC.network_crop(64) == CAPTURES.network_crop(64) == 64
+
+
+@pytest.mark.parametrize("pairs", [SYNTHETIC, CAPTURES, Captures(target="mean"), Captures(supervised=True), NEIGHBOURS])
+@pytest.mark.parametrize("averaged", [False, True])
+def test_as_many_images_are_chosen_as_announced(pairs: Pairs, averaged: bool) -> None:
+    for count in range(pairs.min_captures, 5):
+        for turn in range(20):
+            chosen = pairs.images(make_sample(count), turn, averaged)
+            assert len(chosen) == pairs.image_count(averaged)
+            assert all(chosen)
+
+
+@given(captures=st.integers(2, 7), turn=st.integers(0, 10**12))
+def test_captures_take_turns(captures: int, turn: int) -> None:
+    sample = make_sample(captures)
+    turns = [CAPTURES.images(sample, turn + k, averaged=False) for k in range(captures * (captures - 1))]
+    assert len({(first.offset, second.offset) for (first,), (second,) in turns}) == len(turns)
+    singles = {NEIGHBOURS.images(sample, turn + k, averaged=False)[0][0].offset for k in range(captures)}
+    assert len(singles) == captures
+    for k in range(captures):
+        (first,), rest = Captures(target="mean").images(sample, turn + k, averaged=False)
+        assert sorted(member.offset for member in [first, *rest]) == list(range(captures))
+        (_,), (target,), others = CAPTURES.images(sample, turn + k, averaged=True)
+        assert others == rest
+        assert target in rest
+
+
+def test_what_is_clean_is_the_first_capture_or_the_reference() -> None:
+    sample = make_sample(3)
+    for turn in range(6):
+        assert SYNTHETIC.images(sample, turn, averaged=False) == [[sample.captures[0]]]
+        assert Captures(supervised=True).images(sample, turn, averaged=False)[1] == [sample.clean]
