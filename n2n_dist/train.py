@@ -1,12 +1,8 @@
-"""A training run, top to bottom: pair, losses, step, average; then what the ranks agree on.
-
-accelerate launch -m n2n_dist.train --config NAME [key=value ...]
-"""
+"""A training run, top to bottom: pair, losses, step, average; then what the ranks agree on."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,7 @@ from n2n_dist.data.loader import make_loader
 from n2n_dist.data.order import Order
 from n2n_dist.data.prefetch import Prefetcher
 from n2n_dist.data.sampler import RankOrder
-from n2n_dist.devices import autocast
+from n2n_dist.devices import DeviceTimer, autocast
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.distributed.batch import plan_batch
 from n2n_dist.distributed.stopping import StopAgreement
@@ -62,8 +58,7 @@ def train(config: Config, dry_run: bool = False) -> None:
         PeerLostError: another process of the run has died.
 
     """
-    run_dir = Path(config.run.dir)
-    lock = RunLock(run_dir)
+    lock = RunLock(Path(config.run.dir))
 
     def leave_error(error: BaseException) -> None:
         if not dry_run:
@@ -119,7 +114,7 @@ def _train(config: Config, dry_run: bool, lock: RunLock, watchdog: Watchdog, at_
     stop = StopAgreement(backend)
     stop.ask(state.step)
     if state.owes_validation and not stop.requested:
-        validate(config, validation, nets, backend, checkpoints, curves, state)
+        validate(validation, nets.ema, backend, checkpoints, curves, state)
         if not state.owes_validation:
             checkpoints.save(nets.network, nets.ema, optimizer, state)
         stop.ask(state.step)
@@ -147,7 +142,7 @@ def _train(config: Config, dry_run: bool, lock: RunLock, watchdog: Watchdog, at_
         check_damage(state, config.data.max_bad)
         state.owes_validation = due.validate
         if due.validate and not stop.requested:
-            validate(config, validation, nets, backend, checkpoints, curves, state)
+            validate(validation, nets.ema, backend, checkpoints, curves, state)
         if due.save or stop.requested or point.minutes_since_save > config.checkpoint.minutes:
             checkpoints.save(nets.network, nets.ema, optimizer, state)
             stop.ask(state.step)  # a signal meanwhile needs no other save
@@ -250,22 +245,16 @@ def open_curves(
 
 
 def validate(
-    config: Config,
-    validation: Validation,
-    nets: Networks,
-    backend: Backend,
-    checkpoints: Checkpoints,
-    curves: Curves,
-    state: TrainState,
+    validation: Validation, ema: Network, backend: Backend, checkpoints: Checkpoints, curves: Curves, state: TrainState
 ) -> None:
     """Measure the moving average and show the result. A signal cuts it short: `state.owes_validation` stays."""
     checkpoints.wait()  # what is best depends on what could be saved
-    measured = validation.run(nets.ema, backend)
+    measured = validation.run(ema, backend)
     state.owes_validation = measured is None
     if measured is None:
         return
     scores, panels = measured
-    curves.validation(state.step, scores, panels, config.identity())
+    curves.validation(state.step, scores, panels, state.identity)
     curves.say(report.scores(state.step, scores))
     score = selection_score(scores)
     if state.best is None or score > state.best:
@@ -286,12 +275,11 @@ def finish(
     done = state.step == config.train.steps and not state.owes_validation
     if done:
         backend.run_on_rank0(lambda: save_model(run_dir / LAST, ema, state.step))
-    curves.close()
-    if done:
         text = report.end(run_dir, state, bool(config.validation_sets()))
     else:
         text = report.stopped(state, stop.first_signal())
         backend.run_on_rank0(lambda: lock.leave_marker(text))
+    curves.close()
     if backend.is_main:
         print(text, flush=True)
     backend.close()
@@ -301,14 +289,12 @@ def print_plan(
     config: Config, backend: Backend, index: Index, order: Order, nets: Networks, optimizer: Any, batches: Batches
 ) -> None:
     """Make some steps, print the plan of the run with the time and memory that they took, and end."""
-    times = []
-    for step in range(DRY_RUN_STEPS):
-        start = time.perf_counter()
-        train_step(nets, optimizer, batches, config, step, backend)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+    timers = [DeviceTimer(backend.device) for _ in range(DRY_RUN_STEPS)]
+    for step, timer in enumerate(timers):
+        with timer:
+            train_step(nets, optimizer, batches, config, step, backend)
+    seconds = min(timer.seconds() for timer in timers[1:])
     backend.all_gather_or_raise(batches.source_error)
     if backend.is_main:
-        print(report.plan(config, backend, index, order, nets.network, seconds_per_step=min(times[1:])))
+        print(report.plan(config, backend, index, order, nets.network, seconds))
     backend.close()
