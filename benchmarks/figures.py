@@ -29,7 +29,7 @@ class Figure:
     values: Sequence[float]
     unit: str = ""
     note: str = ""
-    """What is wanted, or what it is of."""
+    """Value that is wanted, or what the figure is of."""
 
     @property
     def median(self) -> float:

@@ -1,4 +1,4 @@
-"""What a run's loss learns of its noise: a mean, a median or a mode, and whether that is the clean image."""
+"""Statistic of the noise that a run's loss estimates: mean, median or mode, and whether that is the clean image."""
 
 from __future__ import annotations
 

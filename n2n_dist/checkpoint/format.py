@@ -90,7 +90,7 @@ class Manifest:
     world_size: int
     """Ranks that wrote it."""
     backend: str
-    """What connected them, such as DDP or ZeRO-1."""
+    """Name of the backend that connected them, such as DDP or ZeRO-1."""
     network: dict[str, Any]
     """Metadata from which `n2n_dist.models.build` builds the network."""
     files: dict[str, TensorFile]

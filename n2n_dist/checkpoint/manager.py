@@ -247,7 +247,7 @@ class Checkpoints:
             entries = self._on_all(lambda: files.write_part(partial, self.backend.rank, part))
 
             def commit() -> None:
-                if error := self.lost_error():  # this process may have stood still since the beginning of the save
+                if error := self.lost_error():  # this process may have been suspended since the beginning of the save
                     raise error
                 manifest.files = {name: file for entry in entries for name, file in entry.items()}
                 files.commit(partial, manifest)

@@ -90,7 +90,7 @@ def relative_l2(
 ) -> torch.Tensor:
     """d^2 / (f + 0.01)^2 without a gradient through the denominator (Noise2Noise section 3.3, high range).
 
-    A prediction f below black counts as black, lest the denominator vanish.
+    A prediction f below black counts as black, so that the denominator cannot vanish.
     """
     scale = prediction.detach().clamp(min=0) + 0.01
     return ((prediction - target) / scale).square().mean()

@@ -1,4 +1,4 @@
-"""What training, checkpoints and inference need of a network."""
+"""Interface of a network to training, checkpoints and inference."""
 
 from __future__ import annotations
 

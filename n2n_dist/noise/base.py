@@ -1,4 +1,4 @@
-"""What a noise model is: clean image in, noisy image out, float32, never clipped and never rounded.
+"""Interface of a noise model: clean image in, noisy image out, float32, never clipped and never rounded.
 
 Clipping at black would shift the mean of dark areas (by +10 levels of 255 at sigma 25), and the network
 would learn the shift. The level of a model (sigma, photons, share of replaced pixels, ...) may be a number or a range

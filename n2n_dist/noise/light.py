@@ -75,7 +75,7 @@ class Speckle(Noise):
 
 def _count_photons(clean: torch.Tensor, at_white: float, generator: torch.Generator) -> torch.Tensor:
     light = clean.detach()
-    # the sampler ends the run where a prediction is not finite, which is to be told with its step and samples
+    # the sampler ends the run where a prediction is not finite, before its step and samples could be reported
     rate = (light.clamp(min=0) * at_white).nan_to_num(0.0, 0.0)
     # the last term is 0, with the derivative of the mean; not a number where the image is not finite
     return torch.poisson(rate, generator=generator) / at_white + (clean - light)

@@ -1,4 +1,4 @@
-"""What a source of pairs is: it chooses images of a sample and makes an input and a target of them."""
+"""Interface of a source of pairs: it chooses images of a sample and makes an input and a target of them."""
 
 from __future__ import annotations
 
