@@ -174,6 +174,14 @@ def test_the_layers_are_those_that_are_checked() -> None:
     assert shown == [layer.replace("n2n_dist.", "") for layer in contract["layers"]]
 
 
+def test_the_changelog_has_the_formats_of_the_code() -> None:
+    text = (processes.ROOT / "CHANGELOG.md").read_text()
+    rows = re.findall(r"\(`(?:\w+\.)?(\w+)` in `(\S+)`\) \| (\d+) \|", text.partition("## 0.1.0")[0])
+    assert len(rows) == 3
+    for name, path, written in rows:
+        assert re.search(rf"^ *{name}(?:: \S+)? = {written}\b", (processes.ROOT / path).read_text(), re.MULTILINE), path
+
+
 def test_every_page_is_found_from_the_readme() -> None:
     text = (processes.ROOT / "README.md").read_text()
     assert all(f"({document})" in text for document in DOCUMENTS if document != "README.md")
