@@ -24,11 +24,10 @@ from n2n_dist.config import Config, load
 from n2n_dist.devices import set_threads, use_gpu
 from n2n_dist.errors import UserError
 from n2n_dist.inference.tile import denoise_tiled
-from n2n_dist.metrics import clip, psnr
+from n2n_dist.metrics import score
 from n2n_dist.models.weights import LAST, load_model, trained_steps
 from n2n_dist.shards.index import Index
 from n2n_dist.shards.reading import read_pixels
-from n2n_dist.training.validation import EXACT
 
 COMBINATIONS = {
     "gaussian 25, L2": ("noise.name=gaussian", "noise.sigma=25", "loss.pixel=l2", "loss.perceptual=0"),
@@ -235,8 +234,9 @@ def _measure(weights: Path, config: Config) -> Measured:
             pixels = read_pixels(tar, sample, sample.captures[0], window)  # as in training and validation
             clean = torch.from_numpy(pixels).permute(2, 0, 1)
             generator = rng.generator(0, number, "validation", clean.device)
-            denoised = denoise_tiled(model, config.noise(clean, level, generator), device)
-            scores.append(min(psnr(clip(denoised, clean)[None], clean[None]).item(), EXACT))
+            noisy = config.noise(clean, level, generator)
+            denoised = denoise_tiled(model, noisy, device)
+            scores.append(score(noisy[None], denoised[None], clean[None], ["psnr"])["psnr"].item())
             sums += brightness_bias(denoised, clean)
     count, output, clean_sum = sums
     bias = torch.where(count > 0, (output - clean_sum) / count.clamp(min=1) * 255, 0)

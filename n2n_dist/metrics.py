@@ -1,4 +1,4 @@
-"""Image quality: PSNR, SSIM and LPIPS against a reference, and PSNR from two noisy captures without one.
+"""Image quality by name: PSNR, SSIM and LPIPS against a reference, and PSNR from two noisy captures without one.
 
 Images are float32 [N, C, H, W], black 0 and white 1.
 """
@@ -6,9 +6,11 @@ Images are float32 [N, C, H, W], black 0 and white 1.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import warnings
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +23,15 @@ from n2n_dist.errors import UserError
 from n2n_dist.vision import import_torchvision
 
 ALEXNET = Path(__file__).parent / "weights" / "alexnet_features_fp16.safetensors"
+EXACT = 100.0
+"""PSNR of an image without any error, in dB: a black tile has no shot noise, and its mean must stay finite."""
 BLOCK = 8
 """Side of the blocks that the standard error of uMSE counts as independent, in pixels: wider than noise correlates."""
 
 
 def psnr(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB, [N]; the mean squared error is over all channels of an image jointly."""
-    return -10 * torch.log10((image.double() - reference.double()).square().mean((1, 2, 3)))
+    """Peak signal-to-noise ratio in dB, at most `EXACT`, [N]; the mean squared error is over all channels jointly."""
+    return (-10 * torch.log10((image.double() - reference.double()).square().mean((1, 2, 3)))).clamp(max=EXACT)
 
 
 def clip(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -156,3 +160,141 @@ class LPIPS(nn.Module):
         """Compare images of 1 or 3 channels; values outside [0, 1] are clipped."""
         image, reference = (x.clamp(0, 1).expand(-1, 3, -1, -1) * 2 - 1 for x in (image, reference))
         return self.network(image, reference).reshape(-1)
+
+
+@functools.cache
+def _lpips(device: torch.device) -> LPIPS:
+    with torch.inference_mode(False):  # its weights may be used outside of it later
+        return LPIPS().to(device)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of quality: numbers of every image, and what their sum over the samples says."""
+
+    function: Callable[..., torch.Tensor]
+    """(noisy, denoised, reference), or (first, second, first_denoised, second_denoised) of two captures -> [N] or
+    [N, values]."""
+    unit: str = ""
+    higher_is_better: bool = True
+    needs_reference: bool = True
+    """Whether it compares with a clean image; else with a second capture."""
+    channels: tuple[int, ...] = (1, 2, 3, 4)
+    """Channels of images that it can measure."""
+    values: int = 1
+    summary: Callable[[list[float], float], dict[str, float]] = lambda sums, count: {"": sums[0] / count}
+    """From sums over the samples and their count to numbers, by what follows the metric's name; default the mean."""
+
+
+def _upsnr(sums: list[float], count: float) -> dict[str, float]:
+    """Return uPSNR with its 95 % interval, which may be open above."""
+    estimate = UnbiasedMSE(sums[0] / count, math.sqrt(sums[1]) / count)
+    low, high = estimate.interval
+    return {"": min(estimate.psnr, EXACT), "_low": min(low, EXACT), "_high": high}
+
+
+def _decibels_of_mean(sums: list[float], count: float) -> dict[str, float]:
+    return {"": decibels(sums[0] / count)}
+
+
+METRICS: dict[str, Metric] = {
+    "noisy_psnr": Metric(lambda noisy, denoised, reference: psnr(noisy, reference), "dB"),
+    "psnr": Metric(lambda noisy, denoised, reference: psnr(denoised, reference), "dB"),
+    "ssim": Metric(lambda noisy, denoised, reference: ssim(denoised, reference)),
+    "lpips": Metric(
+        lambda noisy, denoised, reference: _lpips(denoised.device)(denoised, reference),
+        higher_is_better=False,
+        channels=(1, 3),
+    ),
+    "noisy_upsnr": Metric(
+        lambda first, second, *denoised: unbiased_mse(first, second, first, second)[:, 0],
+        "dB",
+        needs_reference=False,
+        summary=_decibels_of_mean,
+    ),
+    "upsnr": Metric(unbiased_mse, "dB", needs_reference=False, values=2, summary=_upsnr),
+    "psnr_to_capture": Metric(
+        lambda first, second, denoised, _: (denoised.double() - second.double()).square().mean((1, 2, 3)),
+        "dB",
+        needs_reference=False,
+        summary=_decibels_of_mean,
+    ),
+}
+"""Every metric by its name in curves, tables and files; what begins with `noisy` measures the input."""
+
+
+def score(
+    noisy: torch.Tensor, denoised: torch.Tensor, reference: torch.Tensor, names: Container[str] = METRICS
+) -> dict[str, torch.Tensor]:
+    """Measure images against clean references; the denoised ones are clipped first, the noisy ones are not.
+
+    Args:
+        noisy: [N, C, H, W], at least 32 pixels a side.
+        denoised: of the same shape, not clipped.
+        reference: likewise.
+        names: of the metrics, all by default.
+
+    Returns:
+        Every metric that needs a reference and can measure so many channels, [N] or [N, values].
+
+    """
+    images = noisy, clip(denoised, reference), reference
+    return {name: METRICS[name].function(*images) for name in _fitting(True, noisy.shape[1]) if name in names}
+
+
+def score_captures(
+    first: torch.Tensor, second: torch.Tensor, first_denoised: torch.Tensor, second_denoised: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Measure pairs of noisy captures of scenes without a reference; nothing is clipped.
+
+    Returns:
+        Every metric that needs no reference, [N] or [N, values].
+
+    """
+    images = first, second, first_denoised, second_denoised
+    return {name: METRICS[name].function(*images) for name in _fitting(False, first.shape[1])}
+
+
+def check_metrics(channels: int, device: torch.device) -> None:
+    """Measure black images once, so that a metric that cannot work fails before anything expensive.
+
+    Raises:
+        UserError: as of `LPIPS`.
+
+    """
+    black = torch.zeros(1, channels, 32, 32, device=device)
+    score(black, black, black)
+    score_captures(black, black, black, black)
+
+
+class Totals:
+    """Sums of scores over samples, by metric, which several ranks can add up."""
+
+    def __init__(self) -> None:
+        """Start at zero samples."""
+        self.sums = {name: torch.zeros(1 + metric.values, dtype=torch.float64) for name, metric in METRICS.items()}
+        """Count of samples, then the sums of their values."""
+
+    def add(self, scores: dict[str, torch.Tensor]) -> None:
+        """Add what `score` or `score_captures` returned."""
+        for name, values in scores.items():
+            values = values.double().cpu().reshape(len(values), -1)
+            self.sums[name] += torch.cat([torch.tensor([len(values)]).double(), values.sum(0)])
+
+    def add_up(self, all_reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Replace every sum by that over all ranks. Collective."""
+        summed = all_reduce(torch.cat(list(self.sums.values())))
+        self.sums = dict(zip(self.sums, summed.split([len(sums) for sums in self.sums.values()]), strict=True))
+
+    def summary(self) -> dict[str, float]:
+        """Return the value of every metric that has measured a sample, in the order of `METRICS`."""
+        values: dict[str, float] = {}
+        for name, sums in self.sums.items():
+            count, *of_values = sums.tolist()
+            if count:
+                values |= {f"{name}{end}": value for end, value in METRICS[name].summary(of_values, count).items()}
+        return values
+
+
+def _fitting(reference: bool, channels: int) -> list[str]:
+    return [name for name, m in METRICS.items() if m.needs_reference == reference and channels in m.channels]

@@ -7,7 +7,22 @@ from torch.nn import functional as F
 
 from n2n_dist import metrics
 from n2n_dist.errors import UserError
-from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, psnr, ssim, to_8_bit, unbiased_mse
+from n2n_dist.metrics import (
+    EXACT,
+    LPIPS,
+    METRICS,
+    Metric,
+    Totals,
+    UnbiasedMSE,
+    check_metrics,
+    clip,
+    psnr,
+    score,
+    score_captures,
+    ssim,
+    to_8_bit,
+    unbiased_mse,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +38,7 @@ def test_psnr_by_hand() -> None:
     image[2] = 1.0
     expected = torch.tensor([20.0, 20 + 10 * math.log10(3), 0.0], dtype=torch.float64)
     torch.testing.assert_close(psnr(image, reference), expected, atol=1e-5, rtol=0)
-    assert psnr(reference, reference).isinf().all()
+    assert psnr(reference, reference).tolist() == [EXACT] * 3
 
 
 def test_psnr_is_not_clipped() -> None:
@@ -151,3 +166,74 @@ def test_images_are_clipped_to_black_and_white_or_as_far_as_their_reference_goes
     expected = [[0, 0.5, 1, 1], [pytest.approx(-0.1), 0.5, 1.5, 4]]
     assert clip(image.repeat(2, 1, 1, 1), references).flatten(1).tolist() == expected
     assert [clip(image[0], reference).flatten().tolist() for reference in references] == expected
+
+
+def random_images(count: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, channels, 32, 40, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_score_has_every_metric_that_fits_and_clips_the_denoised_image_alone() -> None:
+    clean, noisy = random_images(2, 3), 3 * random_images(2, 3, seed=1) - 1
+    found = score(noisy, noisy, clean)
+    assert list(found) == ["noisy_psnr", "psnr", "ssim", "lpips"]
+    assert torch.equal(found["noisy_psnr"], psnr(noisy, clean))
+    assert torch.equal(found["psnr"], psnr(noisy.clamp(0, 1), clean))
+    assert torch.equal(found["ssim"], ssim(noisy.clamp(0, 1), clean))
+    assert all(values.shape == (2,) for values in found.values())
+    assert "lpips" not in score(noisy[:, :2], noisy[:, :2], clean[:, :2])
+    assert list(score(noisy, noisy, clean, ["psnr"])) == ["psnr"]
+
+
+def test_an_exact_match_keeps_the_mean_finite() -> None:
+    clean = random_images(1)
+    totals = Totals()
+    for noisy in (clean, clean + 0.1):
+        totals.add(score(noisy, noisy, clean))
+    assert totals.summary()["noisy_psnr"] == pytest.approx((100 + 20) / 2, abs=1e-3)
+
+
+def test_totals_of_ranks_add_up_to_those_of_all_samples() -> None:
+    clean, captures = random_images(6), [random_images(6, seed=seed) for seed in (1, 2)]
+
+    def totals(samples: range) -> Totals:
+        found = Totals()
+        for n in samples:
+            first, second = (capture[n : n + 1] for capture in captures)
+            if n % 2:
+                found.add(score(first, second, clean[n : n + 1]))
+            else:
+                found.add(score_captures(first, second, first / 2, second / 2))
+        return found
+
+    whole, part, other = totals(range(6)), totals(range(1)), totals(range(1, 6))
+    other_vector = torch.cat(list(other.sums.values()))
+    part.add_up(lambda vector: vector + other_vector)
+    assert list(whole.summary()) == [
+        "noisy_psnr",
+        "psnr",
+        "ssim",
+        "lpips",
+        "noisy_upsnr",
+        "upsnr",
+        "upsnr_low",
+        "upsnr_high",
+        "psnr_to_capture",
+    ]
+    assert part.summary() == pytest.approx(whole.summary())
+    assert part.summary()["psnr"] == pytest.approx(psnr(captures[1][1::2], clean[1::2]).mean().item())
+    assert Totals().summary() == {}
+
+
+def test_a_metric_from_elsewhere_is_scored_and_checked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest_error(noisy: torch.Tensor, denoised: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        if noisy.shape[1] == 2:
+            raise UserError("not of two channels")
+        return (denoised - reference).abs().amax((1, 2, 3))
+
+    monkeypatch.setitem(METRICS, "largest_error", Metric(largest_error, higher_is_better=False))
+    totals = Totals()
+    totals.add(score(random_images(1), torch.zeros(1, 1, 32, 40), torch.ones(1, 1, 32, 40)))
+    assert totals.summary()["largest_error"] == 1
+    check_metrics(1, torch.device("cpu"))
+    with pytest.raises(UserError, match="two channels"):
+        check_metrics(2, torch.device("cpu"))

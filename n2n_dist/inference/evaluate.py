@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
-import math
 import operator
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 import accelerate
+import numpy as np
 import PIL.Image
 import torch
 from accelerate.utils import gather_object
 
 from n2n_dist import rng
 from n2n_dist.devices import set_threads, use_gpu
-from n2n_dist.errors import UserError
+from n2n_dist.errors import StorageError, UserError
+from n2n_dist.files import write_atomically
 from n2n_dist.images.image import find_images, read_image
 from n2n_dist.images.panels import join_panels
 from n2n_dist.inference.tile import denoise_tiled
-from n2n_dist.metrics import LPIPS, psnr, ssim, to_8_bit
+from n2n_dist.metrics import METRICS, check_metrics, score, to_8_bit
 from n2n_dist.models.weights import load_model
 from n2n_dist.noise import Noise
 
@@ -33,17 +34,11 @@ SHOWN_SIZE = 256
 
 @dataclass
 class Scores:
-    """One image, or the mean of all."""
+    """Values of one image, or their mean over all."""
 
     image: str
-    noisy_psnr: float
-    """PSNR of the noisy input, not clipped, in dB."""
-    psnr: float
-    """PSNR of the denoised image in dB."""
-    ssim: float
-    """Structural similarity of the denoised image."""
-    lpips: float
-    """LPIPS-Alex distance of the denoised image; lower is better. NaN for 2 or 4 channels."""
+    values: dict[str, float]
+    """By the name of the metric, see `n2n_dist.metrics.METRICS`."""
 
 
 @torch.inference_mode()
@@ -66,6 +61,7 @@ def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Sc
     Raises:
         UserError: no weights, no images, images of another number of channels, or a folder that cannot be written or
             holds scores already.
+        StorageError: the results cannot be written, as on a full disk.
 
     """
     if (output / TABLE).exists():
@@ -79,7 +75,7 @@ def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Sc
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from None
-    lpips = LPIPS().to(state.device) if model.settings.channels in (1, 3) else None
+    check_metrics(model.settings.channels, state.device)
     rows: list[tuple[int, Scores]] = []
     panels: list[tuple[int, list[torch.Tensor]]] = []
     refusals: list[str] = []
@@ -91,15 +87,9 @@ def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Sc
             break
         noisy = noise(clean, noise.level, rng.generator(0, number, "n2n2018", "cpu"))
         denoised = to_8_bit(denoise_tiled(model, noisy, state.device))
-        pair = denoised[None].to(state.device), clean[None].to(state.device)
-        scores = Scores(
-            image=str(path.relative_to(images)),
-            noisy_psnr=psnr(noisy[None], clean[None]).item(),
-            psnr=psnr(*pair).item(),
-            ssim=ssim(*pair).item(),
-            lpips=lpips(*pair).item() if lpips is not None else math.nan,
-        )
-        rows.append((number, scores))
+        measured = score(*(picture[None].to(state.device) for picture in (noisy, denoised, clean)))
+        values = {name: value.item() for name, value in measured.items()}
+        rows.append((number, Scores(str(path.relative_to(images)), values)))
         if number < SHOWN:
             panels.append((number, [picture[:, :SHOWN_SIZE, :SHOWN_SIZE] for picture in (noisy, denoised, clean)]))
     refusals = gather_object(refusals)
@@ -111,20 +101,38 @@ def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Sc
         return None
     scored = [scores for _, scores in rows]
     scored.append(_mean(scored))
-    with (output / TABLE).open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(field.name for field in dataclasses.fields(Scores))
-        writer.writerows(dataclasses.astuple(row) for row in scored)
-    PIL.Image.fromarray(join_panels([pictures for _, pictures in panels])).save(output / PICTURE)
+    try:
+        _write(output, scored, join_panels([pictures for _, pictures in panels]))
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or output}: cannot be written ({error.strerror or error}); make room, or choose another "
+            "--output"
+        ) from None
     return scored
 
 
 def table(rows: list[Scores]) -> str:
     """Lay the scores out for a terminal."""
     width = max(len(row.image) for row in rows)
-    lines = [f"{'image':{width}}  noisy dB  PSNR dB    SSIM   LPIPS"]
-    lines += [f"{r.image:{width}}  {r.noisy_psnr:8.3f}  {r.psnr:7.3f}  {r.ssim:.4f}  {r.lpips:.4f}" for r in rows]
+    names = list(rows[0].values)
+    heads = [f"{name} {METRICS[name].unit}".rstrip() for name in names]
+    lines = ["  ".join([f"{'image':{width}}", *heads])]
+    for row in rows:
+        numbers = [f"{row.values[name]:{len(head)}.4f}" for name, head in zip(names, heads, strict=True)]
+        lines.append("  ".join([f"{row.image:{width}}", *numbers]))
+    if lower := [name for name in names if not METRICS[name].higher_is_better]:
+        lines.append(f"lower is better: {', '.join(lower)}")
     return "\n".join(lines)
+
+
+def _write(output: Path, scored: list[Scores], picture: np.ndarray) -> None:
+    """Write the picture, then the scores: where these are, both are whole."""
+    with write_atomically(output / PICTURE) as temporary:
+        PIL.Image.fromarray(picture).save(temporary, "PNG")
+    with write_atomically(output / TABLE) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *scored[0].values])
+        writer.writerows([row.image, *row.values.values()] for row in scored)
 
 
 def _read_clean(path: Path, channels: int) -> torch.Tensor:
@@ -140,5 +148,5 @@ def _read_clean(path: Path, channels: int) -> torch.Tensor:
 
 
 def _mean(rows: list[Scores]) -> Scores:
-    columns = list(zip(*(dataclasses.astuple(row)[1:] for row in rows), strict=True))
-    return Scores(f"mean of {len(rows)}", *(sum(column) / len(rows) for column in columns))
+    means = {name: statistics.fmean(row.values[name] for row in rows) for name in rows[0].values}
+    return Scores(f"mean of {len(rows)}", means)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from n2n_dist.data.dataset import ATTEMPTS, DataSettings, is_tolerated
 from n2n_dist.distributed.backend import Backend
 from n2n_dist.errors import UserError
 from n2n_dist.inference.tile import denoise_tiled
-from n2n_dist.metrics import LPIPS, UnbiasedMSE, clip, decibels, psnr, ssim, unbiased_mse
+from n2n_dist.metrics import Totals, check_metrics, score, score_captures
 from n2n_dist.models.network import Network
 from n2n_dist.noise import Noise
 from n2n_dist.pairs.base import Pairs
@@ -27,8 +26,6 @@ from n2n_dist.shards.reading import read_pixels
 
 SMALLEST = 32
 """Least height and width of an image that LPIPS can measure, in pixels."""
-EXACT = 100.0
-"""PSNR of an image without any error, in dB: a black tile has no shot noise."""
 Panels = dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
 
 
@@ -109,7 +106,9 @@ class Validation:
             noise.check_level("validate.level", settings.level, "")
         self.settings = settings
         self.device = device
-        self.lpips = LPIPS().to(device) if self.sets and channels in (1, 3) else None
+        if self.sets:
+            with torch.inference_mode(), _any_algorithm():
+                check_metrics(channels, device)
 
     def _require_reference(self, pairs: Pairs) -> None:
         clean = "" if not pairs.adds_noise else "put noise on them if they are clean (noise.sigma=25), "
@@ -144,7 +143,7 @@ class Validation:
         for name, index in self.sets.items():
             count = min(len(index), self.settings.images)
             spread = {count * k // self.settings.panels for k in range(self.settings.panels)}
-            sums, panels[name], refusal = torch.zeros(3, 5, dtype=torch.float64), [], None
+            totals, bad, panels[name], refusal = Totals(), 0, [], None
             for number in range(count):
                 shown = backend.is_main and number in spread
                 counted = number % backend.world_size == backend.rank
@@ -155,28 +154,26 @@ class Validation:
                     if shown:
                         panels[name].append((pair.noisy, denoised, pair.other))
                     if counted and pair.clean:
-                        sums[0] += self._with_reference(pair.noisy[None], denoised[None], pair.other[None])
+                        totals.add(score(pair.noisy[None], denoised[None], pair.other[None]))
                     elif counted:
                         other = denoise_tiled(model, pair.other, self.device)
-                        sums[1] += _with_capture(pair.noisy[None], pair.other[None], denoised[None], other[None])
+                        totals.add(score_captures(pair.noisy[None], pair.other[None], denoised[None], other[None]))
                     if counted and damage:
                         print(f"replaced an unreadable sample of data.validation {name}: {damage}", flush=True)
-                        sums[2, 0] += 1
+                        bad += 1
                 except UserError as error:  # of a sample that only this rank reads
                     refusal = refusal or error
                 every_rank_had_one = (number + 1) % backend.world_size == 0 or number + 1 == count
                 if every_rank_had_one and any(backend.all_gather_or_raise(refusal, signals.received())):
                     return None
-            with_reference, with_capture, (bad, *_) = backend.sum(sums).tolist()
+            totals.add_up(backend.sum)
+            bad = int(backend.sum(torch.tensor([bad]).double()).item())
             if not is_tolerated(bad, count, self.max_bad):
                 raise UserError(
-                    f"data.max_bad {self.max_bad:g}: {bad:.0f} of {count} samples of data.validation {name} cannot be "
+                    f"data.max_bad {self.max_bad:g}: {bad} of {count} samples of data.validation {name} cannot be "
                     f"read, named above; check the shards with: {command('verify', 'FOLDER')}"
                 )
-            if with_reference[0]:
-                values |= {f"{name}/{metric}": value for metric, value in self._means(*with_reference).items()}
-            if with_capture[0]:
-                values |= {f"{name}/{metric}": value for metric, value in _estimates(*with_capture).items()}
+            values |= {f"{name}/{metric}": value for metric, value in totals.summary().items()}
         return values, panels
 
     def _readable_pair(self, index: Index, number: int) -> tuple[_Pair, UserError | None]:
@@ -206,39 +203,6 @@ class Validation:
         level = self.noise.sample_level(0.5) if self.settings.level is None else self.settings.level
         noisy = self.noise(first, level, rng.generator(0, number, "validation", self.device))
         return _Pair(noisy, first, clean=True)
-
-    def _with_reference(self, noisy: torch.Tensor, denoised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        clipped = clip(denoised, clean)
-        # the noisy input is not clipped: its PSNR is that of the data
-        found = [torch.ones(1), *(psnr(image, clean).clamp(max=EXACT) for image in (noisy, clipped))]
-        found.append(ssim(clipped, clean))
-        found.append(self.lpips(clipped, clean) if self.lpips is not None else torch.zeros(1))
-        return torch.cat([value.double().cpu() for value in found])
-
-    def _means(self, count: float, *totals: float) -> dict[str, float]:
-        names = ("noisy_psnr", "psnr", "ssim") + (("lpips",) if self.lpips is not None else ())
-        return {name: total / count for name, total in zip(names, totals, strict=False)}
-
-
-def _with_capture(
-    first: torch.Tensor, second: torch.Tensor, first_denoised: torch.Tensor, second_denoised: torch.Tensor
-) -> torch.Tensor:
-    found = unbiased_mse(first, second, first_denoised, second_denoised)[0]
-    noisy = unbiased_mse(first, second, first, second)[0, :1]
-    to_capture = (first_denoised.double() - second.double()).square().mean().reshape(1)
-    return torch.cat([torch.ones(1), found.cpu(), noisy.cpu(), to_capture.cpu()])
-
-
-def _estimates(count: float, mse: float, variance: float, noisy: float, to_capture: float) -> dict[str, float]:
-    estimate = UnbiasedMSE(mse / count, math.sqrt(variance) / count)
-    low, high = estimate.interval
-    return {
-        "noisy_upsnr": decibels(noisy / count),
-        "upsnr": min(estimate.psnr, EXACT),
-        "upsnr_low": min(low, EXACT),
-        "upsnr_high": high,
-        "psnr_to_capture": decibels(to_capture / count),
-    }
 
 
 def selection_score(values: dict[str, float]) -> float:
