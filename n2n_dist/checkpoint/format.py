@@ -187,14 +187,14 @@ def read_manifest(path: Path) -> Manifest:
 
     """
     content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    digest, number, version = content.pop("sha256"), content["format"], content.get("version")
+    number, version = content["format"], content.get("version")
     if number not in READERS:
         raise UserError(
             f"{path}: checkpoint format {number}, written by n2n_dist {version or 'before 0.2'}; n2n_dist "
             f"{__version__} reads {', '.join(map(str, READERS))}: continue with the version that wrote it, or use a "
             "new run.dir"
         )
-    if digest != _digest(content):
+    if content.pop("sha256") != _digest(content):
         raise ValueError(f"the content of {MANIFEST} has changed")
     manifest = READERS[number](content)
     try:
@@ -206,6 +206,8 @@ def read_manifest(path: Path) -> Manifest:
 
 def _read_9(content: dict[str, Any]) -> Manifest:
     del content["format"], content["version"]
+    if outside := [name for name in content["files"] if Path(name).name != name]:
+        raise ValueError(f"the file {outside[0]} is not in its folder")
     files = {name: TensorFile(**file) for name, file in content["files"].items()}
     return Manifest(**content | {"state": TrainState(**content["state"]), "files": files})
 
@@ -236,12 +238,12 @@ def load(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     missing = set(tensors)
     for file, content in read_manifest(path).files.items():
         with safetensors.safe_open(path / file, "pt") as opened:
-            for name in missing.intersection(content.tensors):
+            for name in missing.intersection(content.tensors, opened.keys()):
                 stored, target = opened.get_tensor(name), tensors[name].detach()
                 if (stored.shape, stored.dtype) != (target.shape, target.dtype):
                     raise _misfit(path, f"{name} is {_describe(stored)} there and {_describe(target)} here")
                 target.copy_(stored)
-        missing -= set(content.tensors)
+                missing.remove(name)
     if missing:
         raise _misfit(path, f"{min(missing)} is missing there")
 

@@ -219,6 +219,16 @@ def test_a_manifest_whose_content_has_changed_is_damage(tmp_path: Path) -> None:
             files.read_manifest(path)
 
 
+def test_a_manifest_leads_to_no_file_outside_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("content")
+    for name in ("../secret", str(tmp_path / "secret")):
+        files.make_partial(tmp_path / "step-00000007.tmp")
+        part = {name: TensorFile(sha256(tmp_path / "secret"), [])}
+        files.commit(tmp_path / "step-00000007.tmp", Manifest(STATE, 1, "DDP", NETWORK, part))
+        with pytest.raises(ValueError, match="is not in its folder"):
+            files.read_manifest(tmp_path / "step-00000007")
+
+
 def test_no_file_is_a_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, {"ema.a": torch.ones(3)})
 
