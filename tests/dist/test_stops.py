@@ -79,7 +79,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path, zer
 def test_a_full_disk_is_told_by_all_ranks_and_ends_the_run_at_its_last_save(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a file system")
     try:
