@@ -17,7 +17,7 @@ from n2n_dist.distributed.stragglers import STRAGGLER_SECONDS
 
 
 def test_a_rank_that_hangs_is_named_and_the_run_goes_on_later(tmp_path: Path) -> None:
-    settings = (f"run.dir={tmp_path}", "train.steps=6", "checkpoint.every=3", "train.timeout=3")
+    settings = (f"run.dir={tmp_path}", "train.steps=6", "checkpoint.every=3", "train.timeout=8")
     hold = processes.Hold("step", 5, tmp_path / "held", rank=1)
     with processes.training(*settings, world=2, hold=hold) as running:
         running.wait(lambda: hold.calls(1) == 5 and (tmp_path / "checkpoints/step-00000003").exists())
@@ -26,7 +26,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on_later(tmp_path: Path) ->
         assert running.ranks[0].exitcode == 1
         message = f"no answer from rank 1 on {socket.gethostname()}: it is stopped or has died"
         said = "".join(running.texts(".err"))
-        assert f"error: train.timeout 3: no progress for so many seconds, and {message}" in said
+        assert f"error: train.timeout 8: no progress for so many seconds, and {message}" in said
         assert message in (tmp_path / "error.txt").read_text()
         hold.release()
         running.signal(signal.SIGCONT, 1)
@@ -38,7 +38,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on_later(tmp_path: Path) ->
 
 
 def test_a_thread_that_hangs_in_a_save_ends_the_run_at_the_next_one(tmp_path: Path) -> None:
-    settings = (f"run.dir={tmp_path}", "train.steps=6", "checkpoint.every=3", "train.timeout=3")
+    settings = (f"run.dir={tmp_path}", "train.steps=6", "checkpoint.every=3", "train.timeout=8")
     hold = processes.Hold("save", 1, tmp_path / "held", rank=0)
     with processes.training(*settings, world=2, hold=hold) as running:
         assert running.finish(60).codes == [1, 1]

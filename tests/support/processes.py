@@ -47,8 +47,20 @@ WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["n2n_dist.config", "n2n_dist.building.build", "n2n_dist.inference.denoise", "n2n_dist.inference.evaluate"]
+    [
+        "n2n_dist.train",
+        "n2n_dist.building.build",
+        "n2n_dist.inference.denoise",
+        "n2n_dist.inference.evaluate",
+        "torch._dynamo",  # what torch imports with the first network
+        "torchvision",
+        "torchmetrics",
+        "accelerate",
+        "deepspeed",
+        "tensorboard.backend.event_processing.event_accumulator",
+    ]
 )
+"""Imported once. Not all of these are imported by every script: seconds that no rank has to spend."""
 
 
 @dataclass
