@@ -143,7 +143,7 @@ def test_images_of_real_pairs_are_taken_as_they_are_unless_a_noise_is_named() ->
         ("noise.name=poisson noise.lam=0", "^noise.lam 0: must be"),
         (
             "pairs.name=captive",
-            "^pairs.name 'captive': unknown .did you mean captures.; known are synthetic, captures, neig",
+            "^pairs.name 'captive': unknown .did you mean captures..; known are synthetic, captures, neig",
         ),
         ("pairs.target=mean", "^pairs.target: unknown setting; known are name, supervised"),
         ("noise.name=none", "^noise.name none: pairs.name synthetic puts noise on clean images; choose a noise"),

@@ -78,17 +78,15 @@ def test_missing_list_of_members_is_refused_at_once(make_shards: Callable[..., P
     refuse_index(folder, str(folder / "shard-000001.index.json"), "missing", "build.py index")
 
 
-def test_what_every_sample_must_hold(make_shards: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_sample_must_have_the_channels_of_the_network(make_shards: Callable[..., Path], tmp_path: Path) -> None:
     one, grey = make_shards(2, "one"), make_shards(2, "grey", size=(20, 20, 1))
-    Index([one]).require("data.shards", channels=3, captures=1)
+    Index([one]).require("data.shards", channels=3)
     with pytest.raises(UserError, match=rf"data\.shards: {grey}.*of 1 channels.*model\.channels is 3"):
-        Index([one, grey]).require("data.shards", 3, 1)
-    with pytest.raises(UserError, match=rf"data\.validation: {one}.*one capture.*--captures"):
-        Index([one]).require("data.validation", 3, 2)
+        Index([one, grey]).require("data.shards", 3)
     write_tar(tmp_path / "s" / "a.tar", [("a.0.png", png()), ("a.1.png", png()), ("b.png", png((20, 16, 1)))])
     write_index(tmp_path / "s")
     with pytest.raises(UserError, match=r"1 and 3 channels"):
-        Index([tmp_path / "s"]).require("data.shards", 3, 1)
+        Index([tmp_path / "s"]).require("data.shards", 3)
 
 
 def test_a_folder_without_tars_is_told_from_one_without_an_index(tmp_path: Path) -> None:
