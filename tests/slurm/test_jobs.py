@@ -283,7 +283,7 @@ def test_what_is_wrong_is_said_in_one_line(cluster: Cluster, tmp_path: Path) -> 
         (weightless, "error: nowhere: no weights there"),
         (
             job,
-            f"error: on {cluster.nodes[0]}: nowhere: no such folder of shards; make one with: python shards/build.py",
+            f"error: on {cluster.nodes[0]}: nowhere: no such folder of shards; make one with: ",
         ),
         (elsewhere, f"error: {tmp_path} is not the root of the repository; submit from there"),
     ):
