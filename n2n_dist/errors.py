@@ -32,7 +32,7 @@ class PeerLostError(ReportedError):
     """Another process of the run has died or hangs: nothing is wrong with the input, and the same command continues."""
 
 
-class Output(io.TextIOBase):
+class Output:
     """Standard output or error that may be lost: a full disk, a reader that has ended, a closed stream.
 
     The lines are lost then, which is reported once on standard error, and the program goes on.
@@ -67,9 +67,6 @@ class Output(io.TextIOBase):
             raise io.UnsupportedOperation("fileno")
         return self._stream.fileno()
 
-    def close(self) -> None:
-        """Leave the stream open: it is the program's."""
-
     def _try(self, action: Callable[[], object]) -> None:
         if self._stream is None:
             return
@@ -95,7 +92,8 @@ def run_command(command: Callable[[], None]) -> None:
     raised on all ranks, and the first rank of each machine prints it; but a `PeerLostError` is printed by every rank,
     because the first one may be the lost one.
     """
-    out, err = Output(sys.stdout, "stdout"), Output(sys.stderr, "stderr")
+    out: Any = Output(sys.stdout, "stdout")
+    err: Any = Output(sys.stderr, "stderr")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             command()

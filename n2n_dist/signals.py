@@ -19,7 +19,9 @@ from typing import Protocol
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
 """Of people and Slurm: SIGTERM, SIGINT, SIGUSR1; of a terminal that closes: SIGHUP; of LSF and Grid Engine: SIGUSR2,
 SIGXCPU."""
-LAUNCHERS = ("accelerate", "torchrun", "torch.distributed.run", "torch.distributed.launch", "deepspeed")
+LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "deepspeed")
+"""Names of the programs that start a run; those that are started as modules are in `LAUNCHER_PACKAGES`."""
+LAUNCHER_PACKAGES = ("accelerate.commands.", "torch.distributed.", "deepspeed.launcher.")
 GRACE_SECONDS = 60
 """Seconds that a scheduler usually leaves between its signal and the end of the process."""
 ECHO_SECONDS = 1.0
@@ -129,4 +131,4 @@ def _is_launcher(process: int) -> bool:
         words = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
         return False
-    return any(name.startswith(LAUNCHERS) for word in words[:3] for name in (word, word.rpartition("/")[2]))
+    return any(word.rpartition("/")[2] in LAUNCHERS or word.startswith(LAUNCHER_PACKAGES) for word in words[:3])

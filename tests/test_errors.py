@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,11 @@ def test_a_program_goes_on_without_its_standard_output(tmp_path: Path, redirecti
     if redirection != ">&-":
         assert done.stderr.startswith("standard output cannot be written (")
         assert done.stderr.count("\n") == 1
+
+
+def test_standard_output_keeps_its_encoding(capfd: pytest.CaptureFixture[str]) -> None:
+    # by which the progress bar chooses its characters
+    program = "import sys; from n2n_dist.errors import run_command; run_command(lambda: print(sys.stdout.encoding))"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+    assert capfd.readouterr().out == "utf-8\n"

@@ -70,8 +70,7 @@ def check_version(metadata: Mapping[str, Any]) -> None:
     name, version = metadata["network"], metadata.get("version")
     if name not in MODELS:
         raise UserError(
-            f"network {name!r}: unknown, known are {', '.join(MODELS)}; give the file that defines it (run.import of a "
-            "configuration, --import of a command), or use the version of n2n_dist that wrote this"
+            f"network {name!r}: unknown, known are {', '.join(MODELS)}; use the version of n2n_dist that wrote this"
         )
     if version != MODELS[name].version:
         raise UserError(

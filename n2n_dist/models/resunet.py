@@ -23,7 +23,7 @@ class ResUNetSettings:
     """Shape of the ResUNet."""
 
     name: str = "resunet"
-    """Network: `resunet`, or one that run.import defines."""
+    """Chooses this network."""
     channels: int = 3
     """Channels of the image, 1 to 4."""
     width: int = 64

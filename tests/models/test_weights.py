@@ -95,7 +95,7 @@ def test_weights_of_another_version_are_refused_with_what_to_do(tmp_path: Path) 
     tensors = safetensors.torch.load_file(path)
     for changed, message in (
         ({"version": ResUNet.version - 1}, f"network resunet of version {ResUNet.version - 1}: this version of .* has"),
-        ({"network": "unet++"}, "network 'unet\\+\\+': unknown, known are resunet; give the file that defines it"),
+        ({"network": "unet++"}, "network 'unet\\+\\+': unknown, known are resunet; use the version"),
         ({"network": 6}, "network 6: unknown"),
     ):
         safetensors.torch.save_file(tensors, path, {"n2n_dist": json.dumps(make_model().metadata() | changed)})
