@@ -90,7 +90,7 @@ def check_objective(noise: Noise, pairs: Pairs, loss: LossSettings) -> None:
         if not noise.adds_noise:
             raise UserError(
                 "loss.form matched: needs the noise of the captures: noise.name=poisson-gaussian noise.lam=1/a "
-                "noise.read=sqrt(b)/a (0 for b below 0), of the noise variance a x + b that shards/audit.py prints; "
+                "noise.read=sqrt(b)/a (0 for b below 0), of the noise variance a x + b that the audit prints; "
                 "where a is not above 0, noise.name=gaussian noise.sigma=255*sqrt(b)"
             )
         if not pairs.adds_noise and isinstance(noise.level, Sequence):
