@@ -181,7 +181,7 @@ def test_the_mean_of_captures_is_read_only_for_the_term_that_needs_it() -> None:
         (Gaussian(), SYNTHETIC, AVERAGED, r"^loss\.form averaged: needs pairs\.name captures, not synthetic"),
         (NoNoise(), NEIGHBOURS, MATCHED, r"^loss\.form matched: .* pairs\.name neighbours .* use plain"),
         (PoissonGaussian(), MEAN, MATCHED, r"^loss\.form matched: .* pairs\.target mean .* use plain"),
-        (NoNoise(), CAPTURES, MATCHED, r"noise\.lam=1/a noise\.read=sqrt\(b\)/a.*shards/audit\.py"),
+        (NoNoise(), CAPTURES, MATCHED, r"noise\.lam=1/a noise\.read=sqrt\(b\)/a.*the audit prints"),
         (Poisson(lam=[1, 9]), CAPTURES, MATCHED, r"^noise\.lam \[1, 9\]: describes the captures; give one number"),
     ],
     ids=str,
