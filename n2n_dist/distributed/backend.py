@@ -22,6 +22,7 @@ from n2n_dist.commands import backend_file
 from n2n_dist.devices import autocast, local_world_size, set_threads, use_gpu
 from n2n_dist.distributed import zero
 from n2n_dist.distributed.batch import BatchPlan
+from n2n_dist.distributed.environment import remove_leftovers
 from n2n_dist.distributed.watchdog import MARGIN_SECONDS, Watchdog
 from n2n_dist.errors import StorageError, UserError
 
@@ -58,8 +59,7 @@ class Backend:
         self.clip = clip
         self.dtype = dtype
         self.zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-        for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_TORCH_DEVICE"):
-            os.environ.pop(name, None)  # train.compile and the launch file decide
+        remove_leftovers()
         gpu = use_gpu()
         accumulation = accelerate.utils.GradientAccumulationPlugin(
             num_steps=plan.accumulation, sync_with_dataloader=False

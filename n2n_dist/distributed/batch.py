@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from n2n_dist.distributed.environment import launched_world_size
 from n2n_dist.errors import UserError
 
 
@@ -40,25 +40,3 @@ def plan_batch(batch: int, largest_micro_batch: int | None) -> BatchPlan:
     share = batch // world_size
     micro = max(m for m in range(1, min(share, largest_micro_batch or share) + 1) if share % m == 0)
     return BatchPlan(world_size, batch, micro, share // micro)
-
-
-def launched_world_size() -> int:
-    """Return the number of processes that the launcher has started.
-
-    Raises:
-        UserError: variables of a launcher are incomplete or no numbers: they are left over from another program.
-
-    """
-    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if os.environ.get("WORLD_SIZE", "1") in ("", "1") and os.environ.get("RANK", "0") in ("", "0"):
-        return 1
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        if not os.environ.get(name, "0").isdecimal():
-            raise UserError(f"{name}={os.environ[name]}: not a number; unset it, a launcher sets it itself")
-    present = [name for name in names if os.environ.get(name)]
-    if missing := [name for name in names if name not in present]:
-        raise UserError(
-            f"{present[0]}={os.environ[present[0]]}: set without {missing[0]}, so it is left over from another "
-            f"program; unset {' '.join(present)}, or start with accelerate launch"
-        )
-    return int(os.environ["WORLD_SIZE"])

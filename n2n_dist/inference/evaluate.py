@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 
 from n2n_dist import rng
 from n2n_dist.devices import set_threads, use_gpu
+from n2n_dist.distributed.environment import launched_world_size, remove_leftovers
 from n2n_dist.errors import StorageError, UserError
 from n2n_dist.files import write_atomically
 from n2n_dist.images.image import find_images, read_image
@@ -66,6 +67,8 @@ def evaluate(weights: Path, images: Path, output: Path, noise: Noise) -> list[Sc
     """
     if (output / TABLE).exists():
         raise UserError(f"{output / TABLE}: exists already; remove it or choose another --output")
+    launched_world_size()  # refuses variables that another program has left over
+    remove_leftovers()
     state = accelerate.PartialState(cpu=not use_gpu())
     if state.device.type == "cpu":
         set_threads()

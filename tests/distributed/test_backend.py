@@ -68,6 +68,7 @@ def test_zero_3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"ACCELERATE_USE_DEEPSPEED=true: set without a launcher"):
         Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=2)
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(UserError, match=r"zero_stage 3: only 1 and 2, because .*; use launch/backends/zero2.yaml"):
         Backend(plan_batch(8, None), clip=1.0, dtype=None, threads=2)
 

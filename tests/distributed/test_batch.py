@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from n2n_dist.distributed.batch import BatchPlan, launched_world_size, plan_batch
+from n2n_dist.distributed.batch import BatchPlan, plan_batch
 from n2n_dist.errors import UserError
 
 
@@ -41,31 +41,3 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_with_one_that_can(world: i
 
 def test_the_plan_reads_as_arithmetic() -> None:
     assert str(planned(4, 64, 5)) == "global batch 64 = 4 ranks x 4 accumulation steps x 4 crops"
-
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        (
-            {"WORLD_SIZE": "2"},
-            "^WORLD_SIZE=2: set without RANK, so it is left over .*; unset WORLD_SIZE",
-        ),
-        ({"RANK": "3"}, "^RANK=3: set without WORLD_SIZE"),
-        ({"WORLD_SIZE": "two"}, "^WORLD_SIZE=two: not a number; unset it"),
-        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "set without MASTER_PORT"),
-    ],
-)
-def test_variables_left_over_from_another_program_are_named(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=message):
-        launched_world_size()
-
-
-@pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": ""}, {"LOCAL_RANK": "1"}, {"WORLD_SIZE": "1", "RANK": "0"}])
-def test_one_process_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert launched_world_size() == 1
